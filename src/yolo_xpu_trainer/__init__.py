@@ -1,0 +1,1 @@
+"""Train Ultralytics YOLO models on Intel GPUs."""
