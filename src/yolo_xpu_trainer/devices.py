@@ -1,0 +1,265 @@
+"""The one module that asks `torch.xpu` what is there, what it can do, and which of it was asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, UnknownDeviceError, WrongBuildError
+
+__all__ = ["DeviceInfo", "NoXPUReason", "available", "info", "resolve", "why_none"]
+
+XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
+CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
+
+# What Ultralytics itself understands: these requests are handed on as they are.
+_UPSTREAM_DEVICE = re.compile(r"(cpu|mps)(:\d+)?|cuda(:\d+(,(cuda:)?\d+)*)?|(npu|tpu|intel|vulkan)(:.*)?")
+_INDICES = re.compile(r"-?\d+(,-?\d+)*")
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What one XPU is and can do.
+
+    Attributes:
+        index: Its index in this process, as in `xpu:index`.
+        name: The driver's name for it, such as "Intel(R) Arc(TM) B580 Graphics".
+        total_memory: Its memory in bytes; an integrated GPU shares it with the host.
+        has_fp16: Whether kernels may compute in float16.
+        has_fp64: Whether kernels may compute in float64. Arc A cards can't (pytorch#147731, torch-xpu-ops#1742).
+        has_matrix_units: Whether it has XMX units, which make bf16 and fp16 fast.
+        integrated: Whether it is part of the processor.
+        driver: The driver's version.
+    """
+
+    index: int
+    name: str
+    total_memory: int
+    has_fp16: bool
+    has_fp64: bool
+    has_matrix_units: bool
+    integrated: bool
+    driver: str
+
+    @property
+    def device(self) -> torch.device:
+        """The device as PyTorch names it."""
+        return torch.device("xpu", self.index)
+
+    def __str__(self) -> str:
+        name = re.sub(r"\((R|TM|C)\)", "", self.name).strip()
+        return f"xpu:{self.index} {name}"
+
+    def reserved_memory(self) -> int:
+        """Return the bytes that PyTorch's allocator holds on the device, in use or cached."""
+        return int(torch.xpu.memory_reserved(self.index))
+
+    def free_memory(self) -> int | None:
+        """Return the bytes that are free on the device, or None where the driver can't tell.
+
+        Integrated GPUs, and some discrete ones in containers, raise "doesn't support querying the available free
+        memory" (pytorch#159728, ComfyUI#9024); torch before 2.6 has no such query.
+        """
+        query = getattr(torch.xpu, "mem_get_info", None)
+        if query is None:
+            return None
+        try:
+            return int(query(self.index)[0])
+        except RuntimeError:
+            return None
+
+
+@dataclass(frozen=True)
+class NoXPUReason:
+    """Why this process sees no XPU.
+
+    Attributes:
+        wrong_build: Whether PyTorch itself was built without XPU support.
+        seen: What was found.
+        remedy: What to do about it.
+    """
+
+    wrong_build: bool
+    seen: str
+    remedy: str
+
+
+def _is_compiled() -> bool:
+    return bool(torch.xpu._is_compiled())
+
+
+def count() -> int:
+    """Return how many XPUs this process sees."""
+    return int(torch.xpu.device_count()) if _is_compiled() else 0
+
+
+def info(index: int) -> DeviceInfo:
+    """Describe one XPU.
+
+    Args:
+        index: An index below `count()`.
+    """
+    p: Any = torch.xpu.get_device_properties(index)
+
+    def has(name: str) -> bool:  # older releases of torch know fewer properties
+        return bool(getattr(p, name, False))
+
+    return DeviceInfo(
+        index=index,
+        name=str(p.name),
+        total_memory=int(p.total_memory),
+        has_fp16=has("has_fp16"),
+        has_fp64=has("has_fp64"),
+        has_matrix_units=has("has_subgroup_matrix_multiply_accumulate"),
+        integrated=has("is_integrated_gpu"),
+        driver=str(getattr(p, "driver_version", "unknown")),
+    )
+
+
+def available() -> list[DeviceInfo]:
+    """Describe every XPU that this process sees, in the order of their indices."""
+    return [info(i) for i in range(count())]
+
+
+def why_none() -> NoXPUReason | None:
+    """Say why there is no XPU, or return None where there is one."""
+    if count():
+        return None
+    if not _is_compiled():
+        return NoXPUReason(
+            wrong_build=True,
+            seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
+            remedy=f"Install an XPU build: {XPU_WHEELS}",
+        )
+    masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if k in os.environ}
+    if masks:
+        shown = ", ".join(f"{k}={v!r}" for k, v in masks.items())
+        return NoXPUReason(
+            wrong_build=False,
+            seen=f"PyTorch has XPU support, but sees no XPU with {shown}",
+            remedy=f"Unset {' and '.join(masks)}, or name a device that exists, before Python starts.",
+        )
+    if os.name == "nt":
+        remedy = "Install or update Intel's graphics driver with the Intel Driver & Support Assistant, then restart."
+    else:
+        remedy = (
+            f"Install Intel's GPU driver ({CLIENT_DRIVERS}), and let this user read /dev/dri/renderD* "
+            "(`sudo usermod -aG render $USER`, then log in again)."
+        )
+    return NoXPUReason(wrong_build=False, seen="PyTorch has XPU support, but the driver shows no XPU", remedy=remedy)
+
+
+def describe() -> str:
+    """Say in one phrase which XPUs this process sees."""
+    found = available()
+    if not found:
+        return "no XPU"
+    return f"{len(found)} XPU{'s' if len(found) > 1 else ''} ({', '.join(map(str, found))})"
+
+
+def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
+    """Decide which XPUs a device request means.
+
+    Args:
+        requested: What Ultralytics takes as `device`: None, a string, an index, a `torch.device`, or a list or tuple of
+            these.
+        prefer_xpu: Whether no request at all means the XPU, even where there is a CUDA device.
+
+    Returns:
+        The indices of the XPUs, or None where the request isn't ours: a CPU, CUDA, MPS … device, or nothing asked and
+        no XPU here. Then Ultralytics' own choice stands.
+
+    Raises:
+        UnknownDeviceError: The request is no device at all.
+        DuplicateDeviceError: A device is named twice.
+        NoXPUError: An XPU is asked for, and there is none (`WrongBuildError` if PyTorch can't have one).
+        NoSuchXPUError: An index that this process doesn't see.
+    """
+    text = _canonical(requested)
+    cuda = torch.cuda.is_available()
+    if text in {"", "none"}:
+        return (_current(),) if count() and (prefer_xpu or not cuda) else None
+    if text.startswith("xpu"):
+        if not re.fullmatch(r"xpu(:\d+(,\d+)*)?", text):
+            raise _unknown(requested)
+        if reason := why_none():
+            error = WrongBuildError if reason.wrong_build else NoXPUError
+            raise error(
+                f"Asked for {text}, but {reason.seen}. {reason.remedy} (device='cpu' trains without it, slowly.)",
+                requested=requested,
+                seen=reason.seen,
+            )
+        indices = text[4:]
+        return _checked(requested, indices.split(",")) if indices else (_current(),)
+    if _INDICES.fullmatch(text):
+        if cuda or not count():
+            return None
+        return _checked(requested, text.split(","))
+    if _UPSTREAM_DEVICE.fullmatch(text):
+        return None
+    raise _unknown(requested)
+
+
+def _canonical(requested: object) -> str:
+    """Write any device request as "xpu", "xpu:0,1", "0,1", or another lower-case string without blanks."""
+    if requested is None:
+        return ""
+    if isinstance(requested, Sequence) and not isinstance(requested, str):
+        text = ",".join(str(d) for d in requested)
+    else:
+        text = str(requested)
+    text = re.sub(r"[\s()\[\]'\"]", "", text).lower().strip(",")
+    if text.startswith("xpu"):  # "xpu:0,xpu:1" -> "xpu:0,1"
+        head, *rest = text.split(",")
+        text = ",".join([head, *(d.removeprefix("xpu:") for d in rest)])
+    return text
+
+
+def _current() -> int:
+    return int(torch.xpu.current_device())
+
+
+def _checked(requested: object, indices: list[str]) -> tuple[int, ...]:
+    """Turn index strings into XPU indices, "-1" into an idle one."""
+    n = count()
+    named = [int(i) for i in indices if int(i) >= 0]
+    if len(named) != len(set(named)):
+        raise DuplicateDeviceError(
+            f"Asked for device={requested!r}, which names a device twice. Each device takes part once; this process "
+            f"sees {describe()}.",
+            requested=requested,
+            seen=describe(),
+        )
+    wrong = [i for i in named if i >= n] or [int(i) for i in indices if int(i) < -1]
+    if wrong or len(indices) > n:
+        masks = [f"{k}={os.environ[k]!r}" for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if k in os.environ]
+        hint = f", or check {' and '.join(masks)}" if masks else ""
+        missing = f"xpu:{wrong[0]}" if wrong else f"{len(indices)} XPUs"
+        raise NoSuchXPUError(
+            f"Asked for {missing}, but this process sees {describe()}. Use device='xpu:{n - 1}'{hint}.",
+            requested=requested,
+            seen=describe(),
+        )
+    idle = iter(sorted((i for i in range(n) if i not in named), key=_busy_bytes))
+    return tuple(int(i) if int(i) >= 0 else next(idle) for i in indices)
+
+
+def _busy_bytes(index: int) -> int:
+    """Return how much of a device's memory is in use, by anyone where the driver tells, else by this process."""
+    device = info(index)
+    free = device.free_memory()
+    return device.reserved_memory() if free is None else device.total_memory - free
+
+
+def _unknown(requested: object) -> UnknownDeviceError:
+    return UnknownDeviceError(
+        f"device={requested!r} is no device. This process sees {describe()}. Use device='xpu', 'xpu:0', 'xpu:0,1', an "
+        "index, or a device that Ultralytics knows, such as 'cpu' or 'cuda:0'.",
+        requested=requested,
+        seen=describe(),
+    )

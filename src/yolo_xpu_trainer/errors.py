@@ -1,0 +1,102 @@
+"""What can go wrong before a run starts, one exception type a cause.
+
+::
+
+    XPUTrainerError
+    ├── DeviceError (also a ValueError, as upstream's own device errors are)
+    │   ├── UnknownDeviceError      the device string means nothing to us or to Ultralytics
+    │   ├── DuplicateDeviceError    a device was named twice
+    │   ├── NoSuchXPUError          the index is not among the XPUs that this process sees
+    │   └── NoXPUError              an XPU was asked for where there is none
+    │       └── WrongBuildError     … because this PyTorch was built without XPU support
+    └── OptionError (also a ValueError)
+        ├── UnknownOptionError      no `xpu_*` option has that name
+        └── OptionValueError        an `xpu_*` option was given a value that it can't take
+
+Each carries the offending values as attributes and says what was seen, why it matters and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "DeviceError",
+    "DuplicateDeviceError",
+    "NoSuchXPUError",
+    "NoXPUError",
+    "OptionError",
+    "OptionValueError",
+    "UnknownDeviceError",
+    "UnknownOptionError",
+    "WrongBuildError",
+    "XPUTrainerError",
+]
+
+
+class XPUTrainerError(Exception):
+    """Anything that this package refuses to go on with."""
+
+
+class DeviceError(XPUTrainerError, ValueError):
+    """A device request that can't be met.
+
+    Attributes:
+        requested: What the user asked for, as given.
+        seen: A line that describes the XPUs that this process sees.
+    """
+
+    def __init__(self, message: str, *, requested: object, seen: str) -> None:
+        super().__init__(message)
+        self.requested = requested
+        self.seen = seen
+
+
+class UnknownDeviceError(DeviceError):
+    """The device string means nothing to this package or to Ultralytics."""
+
+
+class DuplicateDeviceError(DeviceError):
+    """The same device was named more than once."""
+
+
+class NoSuchXPUError(DeviceError):
+    """An XPU index that this process doesn't see."""
+
+
+class NoXPUError(DeviceError):
+    """An XPU was asked for, and this process sees none."""
+
+
+class WrongBuildError(NoXPUError):
+    """An XPU was asked for, and this PyTorch was built without XPU support."""
+
+
+class OptionError(XPUTrainerError, ValueError):
+    """A problem with an `xpu_*` option.
+
+    Attributes:
+        name: The option's name, as given.
+        value: The value given.
+    """
+
+    def __init__(self, message: str, *, name: str, value: object) -> None:
+        super().__init__(message)
+        self.name = name
+        self.value = value
+
+
+class UnknownOptionError(OptionError):
+    """No `xpu_*` option has that name.
+
+    Attributes:
+        suggestions: The nearest names that do exist, best first.
+    """
+
+    def __init__(self, message: str, *, name: str, value: object, suggestions: Sequence[str]) -> None:
+        super().__init__(message, name=name, value=value)
+        self.suggestions = tuple(suggestions)
+
+
+class OptionValueError(OptionError):
+    """An `xpu_*` option was given a value that it can't take."""

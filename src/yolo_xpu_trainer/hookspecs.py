@@ -1,0 +1,81 @@
+"""The seams of a run on an XPU, as pluggy specifications: what a plugin may decide, wrap or prepare.
+
+A plugin is a module or object with functions of these names, marked with `yolo_xpu_trainer.hookimpl`, and named by an
+entry point of the group `yolo_xpu_trainer`. It may leave out arguments that it doesn't need. Where the first result
+counts, the plugin registered last is asked first; one that returns None passes.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from .devices import DeviceInfo
+from .run import Precision
+
+if TYPE_CHECKING:
+    from .upstream import Row
+
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
+
+PROJECT = "yolo_xpu_trainer"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(firstresult=True)
+def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision | None:  # type: ignore[empty-body]
+    """Decide how a run computes.
+
+    Args:
+        device: The XPU.
+        requested: What `amp` asks for: True, False, "bf16", "fp16" or "fp32".
+    """
+
+
+@hookspec
+def xpu_upstream_rows() -> list[Row]:  # type: ignore[empty-body]
+    """Name the changes that this plugin needs in Ultralytics for the length of a run."""
+
+
+@hookspec
+def xpu_before_resume(trainer: Any) -> None:
+    """Prepare a trainer whose model, optimizer and loaders exist, before any state is loaded into them."""
+
+
+@hookspec(firstresult=True)
+def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
+    """Replace or change a data loader.
+
+    Args:
+        trainer: The trainer.
+        loader: What Ultralytics built.
+        mode: "train" or "val".
+    """
+
+
+@hookspec(firstresult=True)
+def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """Move a batch to the device; what is there already, Ultralytics leaves where it is.
+
+    Args:
+        trainer: The trainer.
+        batch: A batch on the host, by key.
+    """
+
+
+@hookspec(firstresult=True)
+def xpu_memory(device: DeviceInfo) -> tuple[int, int] | None:  # type: ignore[empty-body]
+    """Return the bytes in use on the device and its total, for the progress line and for deciding when to clear."""
+
+
+@hookspec
+def xpu_around_save(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
+    """Return a context in which a checkpoint is written."""
+
+
+@hookspec
+def xpu_around_final_eval(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
+    """Return a context in which the finished run's best weights are validated."""

@@ -1,0 +1,99 @@
+"""The `xpu_*` options of a run: from keywords, from `YOLO_XPU_*` in the environment, and back into a child's."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .errors import OptionValueError, UnknownOptionError
+
+__all__ = ["Options"]
+
+_PREFIX, _ENV_PREFIX = "xpu_", "YOLO_XPU_"
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can ask of this package beyond Ultralytics' own arguments.
+
+    Each field is given as `xpu_<field>=…` to `train()`, or as `YOLO_XPU_<FIELD>` in the environment, which serves as
+    the default.
+
+    Attributes:
+        pin_memory: Whether batches are loaded into pinned host memory, which the device can read by itself. Ultralytics
+            does so for an XPU since 8.4.111. Default True.
+        non_blocking: Whether batches are copied to the device while the host goes on. Ultralytics does so for an XPU
+            since 8.4.111; some integrated GPUs were found slower with it (ComfyUI#9322). Default True.
+    """
+
+    pin_memory: bool = True
+    non_blocking: bool = True
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the options' names as a user writes them, `xpu_` in front."""
+        return [_PREFIX + f.name for f in fields(cls)]
+
+    @classmethod
+    def take(cls, overrides: MutableMapping[str, Any]) -> dict[str, Any]:
+        """Take every `xpu_*` key out of a run's arguments, so that Ultralytics never sees them.
+
+        Returns:
+            What was given, by field name.
+
+        Raises:
+            UnknownOptionError: No option has that name.
+            OptionValueError: The value is none that the option takes.
+        """
+        given = {k: overrides.pop(k) for k in [k for k in overrides if k.startswith(_PREFIX)]}
+        for key, value in given.items():
+            if key not in cls.names():
+                near = difflib.get_close_matches(key, cls.names(), n=3, cutoff=0.5)
+                raise UnknownOptionError(
+                    f"There is no option {key!r}. "
+                    + (f"Did you mean {' or '.join(near)}?" if near else f"The options are {', '.join(cls.names())}."),
+                    name=key,
+                    value=value,
+                    suggestions=near,
+                )
+        return {k.removeprefix(_PREFIX): _parse(k, v) for k, v in given.items()}
+
+    @classmethod
+    def build(cls, given: Mapping[str, Any], saved: Mapping[str, Any]) -> Options:
+        """Combine what was given as keywords, the environment and a resumed run's options, in this order.
+
+        Raises:
+            OptionValueError: A variable in the environment holds a value that the option can't take.
+        """
+        chosen: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = _ENV_PREFIX + field.name.upper()
+            if field.name in given:
+                chosen[field.name] = given[field.name]
+            elif variable in os.environ:
+                chosen[field.name] = _parse(variable, os.environ[variable])
+            elif field.name in saved:
+                chosen[field.name] = saved[field.name]
+        return cls(**chosen)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by field name, as values of built-in types."""
+        return asdict(self)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that give a child process these options."""
+        return {_ENV_PREFIX + k.upper(): str(int(v)) for k, v in self.as_dict().items()}
+
+
+def _parse(name: str, value: object) -> bool:
+    """Read a switch, whether given as a bool, a number or a word."""
+    text = str(value).strip().lower()
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise OptionValueError(f"{name}={value!r} is neither true nor false. Use True or False.", name=name, value=value)

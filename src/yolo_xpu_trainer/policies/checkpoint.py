@@ -1,0 +1,49 @@
+"""A checkpoint is an Ultralytics checkpoint: it loads, resumes and validates where this package isn't installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..hookspecs import hookimpl
+from ..run import CHECKPOINT_KEY, Run
+from ..upstream import Row, activated
+
+__all__: list[str] = []
+
+
+def _remembering(run: Run, original: Any) -> Any:
+    def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save, with what the run decided added to a checkpoint."""
+        if isinstance(obj, dict) and "train_args" in obj:
+            obj = {**obj, CHECKPOINT_KEY: run.settings()}
+        return original(obj, *args, **kwargs)
+
+    return save
+
+
+_SAVE = Row(
+    target="torch:save",
+    why="what the run decided would be lost on resume",
+    source="ultralytics/engine/trainer.py, save_model: the checkpoint's keys are fixed there",
+    needed=lambda run, original: True,
+    replacement=_remembering,
+    everywhere=False,
+)
+
+
+@hookimpl
+@contextmanager
+def xpu_around_save(trainer: Any) -> Iterator[None]:
+    """Write the device as None, and what was decided under a key of its own.
+
+    Ultralytics refuses to resume a `device='xpu:0'` where there is no XPU: "Invalid XPU" (8.4.190), "Invalid CUDA
+    'device=xpu:0'" (8.3.0).
+    """
+    device, trainer.args.device = trainer.args.device, None
+    try:
+        with activated([_SAVE], trainer.xpu):
+            yield
+    finally:
+        trainer.args.device = device

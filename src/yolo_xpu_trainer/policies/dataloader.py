@@ -1,0 +1,47 @@
+"""Batches in pinned memory, copied to the device while the host goes on; each with a switch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..hookspecs import hookimpl
+from ..run import Run
+
+__all__: list[str] = []
+
+
+@hookimpl
+def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
+    """Pin what Ultralytics doesn't (before 8.4.111 it pins for CUDA only), or unpin where that was asked for."""
+    run: Run = trainer.xpu
+    wanted = run.options.pin_memory
+    if bool(getattr(loader, "pin_memory", wanted)) == wanted:
+        return None
+    loader.pin_memory = wanted
+    if wanted and not _pins_for_the_accelerator():
+        loader.pin_memory_device = "xpu"
+    if getattr(loader, "iterator", None) is not None:  # before 8.4.170 the iterator is made with the loader
+        loader.reset()
+    return loader
+
+
+@hookimpl
+def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """Copy a batch's tensors as the switch says; Ultralytics then finds them on the device and leaves them."""
+    run: Run = trainer.xpu
+    device = trainer.device
+    return {
+        k: v.to(device, non_blocking=run.options.non_blocking) if isinstance(v, torch.Tensor) else v
+        for k, v in batch.items()
+    }
+
+
+def _pins_for_the_accelerator() -> bool:
+    """Whether this PyTorch pins for whatever accelerator there is (from 2.7 on), or for CUDA unless told."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(getattr(iter(DataLoader([0], pin_memory=True)), "_pin_memory", True))  # type: ignore[arg-type]
