@@ -10,7 +10,7 @@ from ..amp import GradScaler
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
 from ..run import Precision, Run
-from ..upstream import Row, activated
+from ..upstream import Row, activated, geometry
 from ..upstream.precision import FINAL_EVAL_ROWS, ROWS
 
 __all__: list[str] = []
@@ -37,8 +37,8 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision:
 
 @hookimpl
 def xpu_upstream_rows() -> list[Row]:
-    """Autocast in the run's precision, and check it on the model at hand."""
-    return ROWS
+    """Autocast in the run's precision, check it on the model at hand, and keep coordinates in float32."""
+    return [*ROWS, *geometry.rows()]
 
 
 @hookimpl
