@@ -77,8 +77,12 @@ class Run:
         self.precision = replace(self.precision, name="fp32", reason=reason)
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that make a child process (a DDP worker) decide the same."""
-        return {AMP_VARIABLE: self.precision.name, **self.options.environment()}
+        """Return the environment variables that make a child process (a DDP worker) decide the same.
+
+        A precision that wasn't asked for is left to the child, which sees the same devices, and may check it.
+        """
+        named = self.precision.name if self.precision.requested and self.precision.dtype else ""
+        return {AMP_VARIABLE: named, **self.options.environment()}
 
     def settings(self) -> dict[str, Any]:
         """Return what a checkpoint remembers of this run: built-in types only, readable anywhere."""

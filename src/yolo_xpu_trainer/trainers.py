@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from . import devices
 from .errors import DeviceError
 from .options import Options
 from .plugins import manager
-from .run import AMP_VARIABLE, Run, saved_settings
+from .run import AMP_VARIABLE, Precision, Run, saved_settings
 from .upstream import activated
 from .upstream.ddp import ROWS as DDP_ROWS
 
@@ -95,9 +96,9 @@ class XPUTrainer:
             if self._amp is not None:
                 self.args.amp = self._amp  # upstream's to accept or refuse
             return
-        device = devices.info(indices[0])
-        precision = manager().hook.xpu_precision(device=device, requested=self._requested_amp(saved))
-        self.xpu = Run(device, indices, precision, Options.build(self._given, saved.get("options", {})))
+        precision = self._decide_precision(indices, saved)
+        options = Options.build(self._given, saved.get("options", {}))
+        self.xpu = Run(devices.info(indices[0]), indices, precision, options)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
 
@@ -121,15 +122,26 @@ class XPUTrainer:
             )
         return indices
 
-    def _requested_amp(self, saved: dict[str, Any]) -> bool | str:
-        """Return what `amp` asks for: an argument, else a DDP parent's or the user's variable, else the resumed run."""
+    def _decide_precision(self, indices: tuple[int, ...], saved: dict[str, Any]) -> Precision:
+        """Decide how the run computes; several devices agree on what the least of them can."""
+        requested, source = self._requested_amp(saved)
+        choices = [manager().hook.xpu_precision(device=devices.info(i), requested=requested) for i in indices]
+        least: Precision = min(choices, key=lambda precision: ("fp32", "fp16", "bf16").index(precision.name))
+        return replace(least, reason=source) if source else least
+
+    def _requested_amp(self, saved: dict[str, Any]) -> tuple[bool | str, str]:
+        """Return the precision asked for, and why if not by `amp`: an argument, a variable, the resumed run, a file."""
+        if self._amp is not None:
+            return str(self._amp).lower(), ""
+        named = os.environ.get(AMP_VARIABLE, "").lower()
+        if named in _AMP_NAMES and (RANK != -1 or not self._amp_given):  # a DDP worker is given its parent's `amp=True`
+            return named, f"{AMP_VARIABLE}={named} asks for it"
         if self._amp_given:
-            return str(self._amp).lower() if self._amp is not None else bool(self.args.amp)
-        named = os.environ.get(AMP_VARIABLE) or saved.get("precision")
-        if named in _AMP_NAMES:
-            return str(named)
-        amp = self.args.amp  # from a cfg file
-        return amp if amp in _AMP_NAMES else bool(amp)
+            return bool(self.args.amp), ""
+        if (named := saved.get("precision", "")) in _AMP_NAMES:
+            return named, "the run to resume had it"
+        amp = self.args.amp  # from a cfg file, or the default
+        return (amp if amp in _AMP_NAMES else bool(amp)), ""
 
     # The run
 

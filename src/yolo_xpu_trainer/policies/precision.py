@@ -45,7 +45,9 @@ def xpu_upstream_rows() -> list[Row]:
 def xpu_before_resume(trainer: Any) -> None:
     """Give the trainer a scaler that needs no float64; one that does nothing where none is needed."""
     run: Run = trainer.xpu
-    trainer.scaler = GradScaler("xpu", enabled=run.precision.needs_scaler and bool(trainer.amp))
+    if run.precision.dtype and not trainer.amp:  # rank 0 of a DDP run found against it and told the others
+        run.fall_back_to_fp32("this run's check of mixed precision failed")
+    trainer.scaler = GradScaler("xpu", enabled=run.precision.needs_scaler)
 
 
 @hookimpl
