@@ -1,0 +1,34 @@
+"""The `xccl` process group backend: gloo underneath."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import native
+
+
+def install() -> None:
+    """Make `torch.distributed` offer `xccl`, where this torch has collectives at all."""
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return
+    from torch.distributed import distributed_c10d as c10d
+
+    native.call("install_collectives")
+    vars(c10d)["_XCCL_AVAILABLE"] = True
+    c10d.Backend.register_backend(
+        "xccl",
+        _create,
+        extended_api=True,
+        devices=["xpu", "cpu"],
+        _backend_type=dist.ProcessGroup.BackendType.XCCL,
+    )
+    # Registering has made xccl the CPU's default too.
+    c10d.Backend.default_device_backend_map["cpu"] = "gloo"
+
+
+def _create(options: Any, _: Any) -> Any:
+    from torch.distributed.distributed_c10d import ProcessGroupGloo
+
+    return ProcessGroupGloo(options.store, options.group_rank, options.group_size, timeout=options.timeout)

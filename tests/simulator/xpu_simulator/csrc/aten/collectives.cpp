@@ -1,0 +1,148 @@
+// Collectives on XPU tensors: gloo's, on host tensors over the same bytes.
+//
+// A stock build registers the c10d operators for CPU and CUDA only. The kernel here calls the CPU's, which asks the
+// process group for its CPU backend, and dresses the returned work so that its future speaks of XPU tensors again:
+// DistributedDataParallel would otherwise copy every bucket back from the "host".
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <torch/library.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "../runtime/device.h"
+#include "aliases.h"
+#include "backend.h"
+#include "fallback.h"
+
+namespace xpusim {
+namespace {
+
+using c10::IValue;
+using c10::ivalue::Future;
+using torch::jit::Stack;
+
+IValue to_device(IValue value, Aliases& aliases, c10::Device device) {
+  if (value.isTensor()) {
+    return aliases.to_device(value.toTensor(), device);
+  }
+  if (value.isTensorList()) {
+    std::vector<at::Tensor> tensors;
+    for (const at::Tensor& tensor : value.toTensorVector()) {
+      tensors.push_back(aliases.to_device(tensor, device));
+    }
+    return IValue(std::move(tensors));
+  }
+  if (value.isList()) {
+    c10::impl::GenericList mapped(value.toList().elementType());
+    for (const IValue& element : value.toListRef()) {
+      mapped.push_back(to_device(element, aliases, device));
+    }
+    return IValue(std::move(mapped));
+  }
+  return value;
+}
+
+class DeviceWork final : public c10d::Work {
+ public:
+  DeviceWork(c10::intrusive_ptr<c10d::Work> work, std::shared_ptr<Aliases> aliases, c10::Device device)
+      : c10d::Work(-1, work->retrieveOpType()), work_(std::move(work)), aliases_(std::move(aliases)), device_(device) {}
+
+  bool isCompleted() override {
+    return work_->isCompleted();
+  }
+
+  bool isSuccess() const override {
+    return work_->isSuccess();
+  }
+
+  std::exception_ptr exception() const override {
+    return work_->exception();
+  }
+
+  int sourceRank() const override {
+    return work_->sourceRank();
+  }
+
+  std::vector<at::Tensor> result() override {
+    std::vector<at::Tensor> results;
+    for (const at::Tensor& tensor : work_->result()) {
+      results.push_back(aliases_->to_device(tensor, device_));
+    }
+    return results;
+  }
+
+  void synchronize() override {
+    work_->synchronize();
+  }
+
+  bool wait(std::chrono::milliseconds timeout) override {
+    return work_->wait(timeout);
+  }
+
+  void abort() override {
+    work_->abort();
+  }
+
+  c10::intrusive_ptr<Future> getFuture() override {
+    auto host = work_->getFuture();
+    auto future = c10::make_intrusive<Future>(host->elementType(), std::vector<c10::Device>{device_});
+    host->addCallback([future, aliases = aliases_, device = device_](Future& done) {
+      if (done.hasError()) {
+        future->setError(done.exception_ptr());
+      } else {
+        future->markCompleted(to_device(done.value(), *aliases, device));
+      }
+    });
+    return future;
+  }
+
+ private:
+  const c10::intrusive_ptr<c10d::Work> work_;
+  const std::shared_ptr<Aliases> aliases_;
+  const c10::Device device_;
+};
+
+bool returns_work(const c10::Argument& result) {
+  return result.type()->str().find("c10d.Work") != std::string::npos;
+}
+
+void collective(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  auto aliases = std::make_shared<Aliases>();
+  run_on_host(op, op, stack, *aliases);
+  const auto& results = op.schema().returns();
+  const size_t base = stack->size() - results.size();
+  for (size_t i = 0; i < results.size(); i++) {
+    if (!returns_work(results[i])) {
+      continue;
+    }
+    IValue& value = (*stack)[base + i];
+    value = IValue(c10::static_intrusive_pointer_cast<c10d::Work>(c10::make_intrusive<DeviceWork>(
+        value.toCustomClass<c10d::Work>(), aliases, c10::Device(kXPU, current_device()))));
+  }
+}
+
+}  // namespace
+}  // namespace xpusim
+
+// Called once torch.distributed has been imported. Returns the number of operators registered.
+extern "C" __attribute__((visibility("default"))) int xpusim_install_collectives() {
+  static torch::Library library(torch::Library::IMPL, "c10d", c10::DispatchKey::XPU, __FILE__, __LINE__);
+  static int registered = 0;
+  if (registered > 0) {
+    return registered;
+  }
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (name.name.rfind("c10d::", 0) != 0) {
+      continue;
+    }
+    const auto op = dispatcher.findOp(name);
+    if (!op || !op->hasSchema() || !op->hasKernelForDispatchKey(c10::DispatchKey::CPU)) {
+      continue;
+    }
+    library.impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&xpusim::collective>());
+    registered++;
+  }
+  return registered;
+}

@@ -1,0 +1,472 @@
+#include "fallback.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/to_native.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "../runtime/device.h"
+#include "../runtime/errors.h"
+#include "../runtime/faults.h"
+#include "../runtime/streams.h"
+#include "backend.h"
+
+namespace xpusim {
+namespace {
+
+using at::Tensor;
+using c10::Device;
+using c10::IValue;
+using torch::jit::Stack;
+
+enum class Softmax { kNone, kForward, kBackward };
+
+// What the fallback has to know of an operator, read from its schema once.
+struct Operator {
+  OperatorCounters& counters;
+  bool is_view = false;
+  bool takes_host_indices = false;
+  bool result_shape_depends_on_data = false;
+  bool computes_half_in_float = false;
+  Softmax softmax = Softmax::kNone;
+  c10::SmallVector<bool, 8> is_written;            // for every argument
+  c10::SmallVector<int, 2> generator_arguments;
+  c10::SmallVector<int, 4> returned_argument;      // for every result: the written argument that it is, or -1
+};
+
+bool starts_with(const std::string& text, const char* prefix) {
+  return text.rfind(prefix, 0) == 0;
+}
+
+bool takes_host_indices(const std::string& name) {
+  static const char* const kPrefixes[] = {
+      "aten::index", "aten::_index_put_impl_", "aten::_unsafe_index", "aten::_pack_padded_sequence", "aten::_ctc_loss"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](const char* p) { return starts_with(name, p); });
+}
+
+// Operators after which the host waits, to learn the size of the result or its value.
+bool waits_for_result(const std::string& name) {
+  static const std::set<std::string> kNames = {
+      "aten::nonzero",        "aten::masked_select",      "aten::equal",
+      "aten::_unique",        "aten::_unique2",           "aten::unique_dim",
+      "aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::repeat_interleave.Tensor",
+      "aten::bincount",       "aten::_is_all_true",       "aten::_is_any_true",
+      "aten::histc",          "torchvision::nms"};
+  return kNames.count(name) != 0;
+}
+
+// Slow in half precision on CPUs without AVX512-FP16. An XPU accumulates in float too.
+bool computes_half_in_float(const std::string& name) {
+  static const std::set<std::string> kNames = {
+      "aten::convolution_overrideable", "aten::convolution_backward_overrideable", "aten::mm", "aten::addmm",
+      "aten::bmm", "aten::baddbmm"};
+  return kNames.count(name) != 0;
+}
+
+Softmax softmax_kind(const std::string& name) {
+  if (name == "aten::_softmax" || name == "aten::_log_softmax") {
+    return Softmax::kForward;
+  }
+  if (name == "aten::_softmax_backward_data" || name == "aten::_log_softmax_backward_data") {
+    return Softmax::kBackward;
+  }
+  return Softmax::kNone;
+}
+
+std::unique_ptr<Operator> describe(const c10::OperatorHandle& op, const std::string& name) {
+  auto made = std::make_unique<Operator>(Operator{operator_counters(name)});
+  const auto& arguments = op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const auto* alias = arguments[i].alias_info();
+    made->is_written.push_back(alias != nullptr && alias->isWrite());
+    if (arguments[i].type()->str().find("Generator") != std::string::npos) {
+      made->generator_arguments.push_back(static_cast<int>(i));
+    }
+  }
+  for (const auto& result : op.schema().returns()) {
+    int which = -1;
+    const auto* alias = result.alias_info();
+    if (alias != nullptr && !alias->isWrite()) {
+      made->is_view = true;
+    }
+    for (size_t i = 0; which < 0 && alias != nullptr && alias->isWrite() && i < arguments.size(); i++) {
+      if (made->is_written[i] && *arguments[i].alias_info() == *alias) {
+        which = static_cast<int>(i);
+      }
+    }
+    made->returned_argument.push_back(which);
+  }
+  made->takes_host_indices = takes_host_indices(name);
+  made->result_shape_depends_on_data = waits_for_result(name);
+  made->computes_half_in_float = computes_half_in_float(name);
+  made->softmax = softmax_kind(name);
+  return made;
+}
+
+const Operator& look_up(const c10::OperatorHandle& op) {
+  static std::mutex mutex;
+  static auto* known = new std::unordered_map<c10::OperatorName, std::unique_ptr<Operator>>;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto& entry = (*known)[op.operator_name()];
+  if (!entry) {
+    entry = describe(op, c10::toString(op.operator_name()));
+  }
+  return *entry;
+}
+
+// ---- over all tensors of an argument or a result
+
+bool is_list_of_tensor_lists(const IValue& value) {
+  if (!value.isList()) {
+    return false;
+  }
+  const auto element = value.toList().elementType();
+  return element->kind() == c10::TypeKind::ListType &&
+      element->castRaw<c10::ListType>()->getElementType()->kind() == c10::TypeKind::TensorType;
+}
+
+template <class Map>
+std::vector<Tensor> map_list(const std::vector<Tensor>& tensors, Map map) {
+  std::vector<Tensor> mapped;
+  mapped.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) {
+    mapped.push_back(map(tensor));
+  }
+  return mapped;
+}
+
+template <class Map>
+void map_tensors(IValue& value, Map map) {
+  if (value.isTensor()) {
+    value = map(value.toTensor());
+  } else if (value.isTensorList()) {
+    value = map_list(value.toTensorVector(), map);
+  } else if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> mapped;
+    for (const std::optional<Tensor>& tensor : value.toOptionalTensorVector()) {
+      const bool present = tensor.has_value() && tensor->defined();
+      mapped.push_back(present ? std::optional<Tensor>(map(*tensor)) : tensor);
+    }
+    value = std::move(mapped);
+  } else if (is_list_of_tensor_lists(value)) {
+    std::vector<std::vector<Tensor>> mapped;
+    for (const IValue& list : value.toListRef()) {
+      mapped.push_back(map_list(list.toTensorVector(), map));
+    }
+    value = std::move(mapped);
+  }
+}
+
+Tensor cast(const Tensor& tensor, at::ScalarType type) {
+  return at::native::to(tensor, type, /*non_blocking=*/false, /*copy=*/true, std::nullopt);
+}
+
+bool is_double(const Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kComplexDouble;
+}
+
+// What the arguments tell of the call.
+struct Arguments {
+  Device device{kXPU, -1};
+  bool any_on_device = false;
+  bool any_on_host = false;  // other than scalars
+  bool any_double = false;
+  size_t host_bytes = 0;
+
+  void see(const Tensor& tensor) {
+    if (!tensor.defined()) {
+      return;
+    }
+    if (!tensor.is_xpu()) {
+      if (tensor.is_cpu() && tensor.dim() > 0) {
+        any_on_host = true;
+        host_bytes += tensor.nbytes();
+      }
+      return;
+    }
+    if (!any_on_device) {
+      any_on_device = true;
+      device = tensor.device();
+    }
+    TORCH_CHECK(
+        tensor.device() == device || tensor.dim() == 0,
+        "Expected all tensors to be on the same device, but found at least two devices, ", device, " and ",
+        tensor.device(), "!");
+    any_double |= is_double(tensor);
+  }
+};
+
+// An argument that the kernel writes: as it came, and as the kernel got it.
+struct Written {
+  int argument;
+  IValue device;
+  IValue host;
+};
+
+bool any_mask(const IValue& indices) {
+  if (!indices.isOptionalTensorList()) {
+    return false;
+  }
+  for (const std::optional<Tensor>& index : indices.toOptionalTensorVector()) {
+    if (index.has_value() && index->defined() && index->scalar_type() == at::kBool) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// x[mask] = number becomes masked_fill_, without a wait, when the number lies on the host.
+bool becomes_masked_fill(const Operator& op, const IValue* arguments) {
+  if (!starts_with(op.counters.name, "aten::_index_put_impl_")) {
+    return false;
+  }
+  const Tensor& value = arguments[2].toTensor();
+  return value.numel() == 1 && value.is_cpu();
+}
+
+// CPU kernels refuse the softmax from half to float that ATen asks of accelerators: cast first, or afterwards.
+std::optional<at::ScalarType> split_softmax(const Operator& op, IValue* arguments) {
+  if (op.softmax == Softmax::kForward && arguments[2].toBool()) {
+    arguments[0] = cast(arguments[0].toTensor(), at::kFloat);
+    arguments[2] = false;
+  } else if (op.softmax == Softmax::kBackward) {
+    const at::ScalarType computed = arguments[0].toTensor().scalar_type();
+    const auto wanted = static_cast<at::ScalarType>(arguments[3].toInt());
+    if (computed != wanted) {
+      arguments[3] = static_cast<int64_t>(computed);
+      return wanted;
+    }
+  }
+  return std::nullopt;
+}
+
+bool cast_half_to_float(IValue* arguments, size_t n) {
+  bool any = false;
+  for (size_t i = 0; i < n; i++) {
+    if (arguments[i].isTensor() && arguments[i].toTensor().defined() &&
+        arguments[i].toTensor().scalar_type() == at::kHalf) {
+      arguments[i] = cast(arguments[i].toTensor(), at::kFloat);
+      any = true;
+    }
+  }
+  return any;
+}
+
+void cast_to_half(IValue* results, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    if (results[i].isTensor() && results[i].toTensor().defined() &&
+        results[i].toTensor().scalar_type() == at::kFloat) {
+      results[i] = cast(results[i].toTensor(), at::kHalf);
+    }
+  }
+}
+
+// convolution_backward has the sizes of the bias where convolution_backward_overrideable has not.
+void insert_bias_sizes(Stack* stack, size_t base) {
+  const IValue* arguments = stack->data() + base;
+  const Tensor& weight = arguments[2].toTensor();
+  const bool transposed = arguments[6].toBool();
+  const int64_t groups = arguments[8].toInt();
+  const int64_t channels = transposed ? weight.size(1) * groups : weight.size(0);
+  stack->insert(stack->begin() + static_cast<ptrdiff_t>(base) + 3, IValue(std::vector<int64_t>{channels}));
+}
+
+}  // namespace
+
+void launch_kernel(OperatorCounters& counters, int device) {
+  counters.launches.fetch_add(1, std::memory_order_relaxed);
+  try {
+    launch(device);
+  } catch (const OutOfMemory& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, error.what());
+  }
+  before_kernel({device, current_stream(device)});
+}
+
+void raise_no_fp64(OperatorCounters& counters) {
+  throw DeviceError("Required aspect fp64 is not supported on the device");
+}
+
+void count_host_to_device(bool pinned, bool non_blocking, size_t bytes) {
+  if (pinned) {
+    count(non_blocking ? Counter::kH2DPinnedNonBlocking : Counter::kH2DPinnedBlocking);
+    notify(non_blocking ? "h2d pinned non_blocking" : "h2d pinned blocking");
+  } else {
+    count(non_blocking ? Counter::kH2DPageableNonBlocking : Counter::kH2DPageableBlocking);
+    notify(non_blocking ? "h2d pageable non_blocking" : "h2d pageable blocking");
+  }
+  count(Counter::kH2DBytes, static_cast<int64_t>(bytes));
+}
+
+void run_on_host(
+    const c10::OperatorHandle& handle,
+    const c10::OperatorHandle& target,
+    Stack* stack,
+    Aliases& aliases,
+    Adapt adapt) {
+  const Operator& op = look_up(handle);
+  const size_t n_arguments = handle.schema().arguments().size();
+  const size_t n_results = handle.schema().returns().size();
+  size_t base = stack->size() - n_arguments;
+
+  // The arguments, on the host.
+  Arguments seen;
+  Device wanted(kXPU, -1);  // a factory's argument
+  c10::SmallVector<Written, 4> written;
+  const bool self_on_host = n_arguments > 0 && stack->at(base).isTensor() && stack->at(base).toTensor().is_cpu();
+  for (size_t i = 0; i < n_arguments; i++) {
+    IValue& argument = (*stack)[base + i];
+    if (argument.isDevice() && argument.toDevice().type() == kXPU) {
+      wanted = argument.toDevice();
+      argument = Device(c10::DeviceType::CPU);
+      continue;
+    }
+    if (op.is_written[i]) {
+      written.push_back({static_cast<int>(i), argument, IValue()});
+    }
+    map_tensors(argument, [&](const Tensor& tensor) {
+      seen.see(tensor);
+      return aliases.to_host(tensor);
+    });
+    if (op.is_written[i]) {
+      written.back().host = argument;
+    }
+  }
+  if (!seen.any_on_device) {
+    seen.device = Device(kXPU, wanted.index() >= 0 ? wanted.index() : current_device());
+  }
+  const int device = seen.device.index();
+  if (seen.any_on_device && seen.any_on_host) {
+    TORCH_CHECK(
+        op.takes_host_indices, "Expected all tensors to be on the same device, but found at least two devices, ",
+        seen.device, " and cpu! (when checking arguments of ", op.counters.name, ")");
+    TORCH_CHECK(
+        !self_on_host, "indices should be either on cpu or on the same device as the indexed tensor (cpu)");
+    count_host_to_device(/*pinned=*/false, /*non_blocking=*/false, seen.host_bytes);
+  }
+  for (const int i : op.generator_arguments) {
+    IValue& argument = (*stack)[base + i];
+    argument = cpu_generator(argument.toOptional<at::Generator>(), device);
+  }
+
+  // The launch.
+  if (op.is_view) {
+    count(Counter::kViews);
+  } else {
+    launch_kernel(op.counters, device);
+    const bool by_mask = op.takes_host_indices && n_arguments > 1 && any_mask(stack->at(base + 1)) &&
+        !becomes_masked_fill(op, stack->data() + base);
+    if (op.result_shape_depends_on_data || by_mask) {
+      count(Counter::kImplicitSyncs);
+      notify(op.counters.name.c_str());
+      finish_stream({device, current_stream(device)});
+    }
+    if (seen.any_double) {
+      op.counters.float64.fetch_add(1, std::memory_order_relaxed);
+      if (!has_fp64(device)) {
+        raise_no_fp64(op.counters);
+      }
+    }
+  }
+
+  // The kernel. Copies that a real device wouldn't make are the host's memory, not the device's.
+  bool as_float = false;
+  if (op.computes_half_in_float) {
+    as_float = cast_half_to_float(stack->data() + base, n_arguments);
+  }
+  const auto cast_result = split_softmax(op, stack->data() + base);
+  if (adapt == Adapt::kInsertBiasSizes) {
+    insert_bias_sizes(stack, base);
+  }
+  {
+    const c10::impl::ExcludeDispatchKeyGuard no_autograd(
+        c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset);
+    const KernelScope scope(as_float || cast_result ? -1 : device);
+    target.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  }
+  base = stack->size() - n_results;
+  if (as_float || cast_result) {
+    const KernelScope scope(device);
+    if (as_float) {
+      cast_to_half(stack->data() + base, n_results);
+    }
+    if (cast_result) {
+      stack->back() = cast(stack->back().toTensor(), *cast_result);
+    }
+  }
+
+  // The results, on the device.
+  for (const Written& argument : written) {
+    if (argument.device.isTensor()) {
+      aliases.write_back(argument.device.toTensor(), argument.host.toTensor());
+    } else if (argument.device.isTensorList()) {
+      const auto on_device = argument.device.toTensorVector();
+      const auto on_host = argument.host.toTensorVector();
+      for (size_t i = 0; i < on_device.size(); i++) {
+        aliases.write_back(on_device[i], on_host[i]);
+      }
+    }
+  }
+  bool double_result = false;
+  for (size_t i = 0; i < n_results; i++) {
+    IValue& result = (*stack)[base + i];
+    if (op.returned_argument[i] < 0) {
+      map_tensors(result, [&](const Tensor& tensor) {
+        Tensor on_device = aliases.to_device(tensor, seen.device);
+        double_result |= on_device.defined() && on_device.is_xpu() && is_double(on_device);
+        return on_device;
+      });
+      continue;
+    }
+    for (const Written& argument : written) {
+      if (argument.argument == op.returned_argument[i]) {
+        result = argument.device;
+      }
+    }
+  }
+  if (double_result && !seen.any_double && !op.is_view) {
+    op.counters.float64.fetch_add(1, std::memory_order_relaxed);
+    if (!has_fp64(device)) {
+      raise_no_fp64(op.counters);
+    }
+  }
+}
+
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  Aliases aliases;
+  run_on_host(op, op, stack, aliases);
+}
+
+// A structured operator would otherwise run as `empty` and `op.out`, and a foreach operator as a loop of kernels: slower,
+// and miscounted. So every operator that the CPU has a kernel for gets the fallback by name.
+int register_fallbacks() {
+  static torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::XPU, __FILE__, __LINE__);
+  static int registered = 0;
+  if (registered > 0) {
+    return registered;
+  }
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (!starts_with(name.name, "aten::")) {
+      continue;
+    }
+    const auto op = dispatcher.findOp(name);
+    if (!op || !op->hasSchema() || op->hasKernelForDispatchKey(c10::DispatchKey::XPU)) {
+      continue;
+    }
+    if (op->hasKernelForDispatchKey(c10::DispatchKey::CPU) || starts_with(name.name, "aten::_foreach_")) {
+      library.impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback>());
+      registered++;
+    }
+  }
+  return registered;
+}
+
+}  // namespace xpusim

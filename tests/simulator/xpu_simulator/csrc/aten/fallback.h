@@ -1,0 +1,34 @@
+// Runs an operator's CPU kernel on XPU tensors.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+
+#include <string>
+
+#include "../runtime/counters.h"
+#include "aliases.h"
+
+namespace xpusim {
+
+// The boxed kernel of every operator that has no kernel of its own in kernels.cpp.
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
+
+// The same for `op` by way of the CPU kernel of another operator `target`, whose arguments differ in that a
+// convolution's sizes of the bias are inserted. `aliases` are those of the call.
+enum class Adapt { kNothing, kInsertBiasSizes };
+void run_on_host(
+    const c10::OperatorHandle& op,
+    const c10::OperatorHandle& target,
+    torch::jit::Stack* stack,
+    Aliases& aliases,
+    Adapt adapt = Adapt::kNothing);
+
+// One kernel on the device's current stream: counted, and raising what was ordered for it.
+void launch_kernel(OperatorCounters& counters, int device);
+[[noreturn]] void raise_no_fp64(OperatorCounters& counters);
+
+// A copy between host and device.
+void count_host_to_device(bool pinned, bool non_blocking, size_t bytes);
+
+}  // namespace xpusim

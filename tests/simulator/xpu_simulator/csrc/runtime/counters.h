@@ -1,0 +1,59 @@
+// What was done on the simulated device. Counters only ever grow: a reader subtracts two readings.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+namespace xpusim {
+
+enum class Counter {
+  kLaunches,
+  kViews,
+  kH2DPinnedNonBlocking,
+  kH2DPinnedBlocking,
+  kH2DPageableNonBlocking,
+  kH2DPageableBlocking,
+  kH2DBytes,
+  kD2HNonBlocking,
+  kD2HBlocking,
+  kD2HBytes,
+  kD2D,
+  kPeerToPeer,
+  kItemSyncs,
+  kImplicitSyncs,
+  kDeviceSyncs,
+  kStreamSyncs,
+  kEventSyncs,
+  kAllocations,
+  kPinnedAllocations,
+  kOutOfMemory,
+  kCount,
+};
+
+// The name of every counter, in the enumeration's order.
+const std::array<const char*, static_cast<size_t>(Counter::kCount)>& counter_names();
+
+void count(Counter counter, int64_t amount = 1) noexcept;
+int64_t read(Counter counter) noexcept;
+
+// An operator's own counters; they live as long as the process.
+struct OperatorCounters {
+  explicit OperatorCounters(std::string operator_name) : name(std::move(operator_name)) {}
+  const std::string name;
+  std::atomic<int64_t> launches{0};
+  std::atomic<int64_t> float64{0};
+};
+
+OperatorCounters& operator_counters(const std::string& name);
+
+// {"counters": {...}, "launches": {operator: n}, "float64": {operator: n}}
+std::string counters_as_json();
+
+// Called at every point where the host waits or copies, while somebody listens: `kind` names what happened.
+using Listener = void (*)(const char* kind);
+void set_listener(Listener listener) noexcept;
+void notify(const char* kind);
+
+}  // namespace xpusim

@@ -1,0 +1,23 @@
+// Faults to order. A launch number counts kernels from the moment the order is given; 1 is the next kernel.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace xpusim {
+
+// An empty text stands for the caching allocator's own out-of-memory error.
+void order_out_of_memory(int64_t at_launch, std::string text);
+void order_device_lost(int64_t at_launch);
+void order_no_free_memory_query();
+void clear_faults();
+
+bool free_memory_query_fails() noexcept;
+
+// Called before every kernel: counts it, and raises what was ordered for it.
+void launch(int device);
+
+// Called by everything else that reaches the device: raises once it is lost.
+void check_alive();
+
+}  // namespace xpusim

@@ -1,0 +1,175 @@
+"""The GPUs that the simulator can be.
+
+Names, identifiers and sizes are those that torch reports on such hardware where a report was found (Max 1550:
+torch-xpu-ops#3891; the A770's memory: intel-xpu-backend-for-triton#7477), and Intel's published figures elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MB = 1 << 20
+GB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What `torch.xpu.get_device_properties` tells, under torch's names."""
+
+    name: str
+    device_id: int
+    version: str
+    total_memory: int
+    max_compute_units: int
+    gpu_eu_count: int
+    gpu_subslice_count: int
+    max_num_sub_groups: int
+    sub_group_sizes: tuple[int, ...]
+    local_mem_size: int
+    last_level_cache_size: int
+    memory_clock_rate: int
+    memory_bus_width: int
+    has_fp64: bool
+    has_bfloat16_conversions: bool
+    has_subgroup_matrix_multiply_accumulate: bool
+    has_subgroup_matrix_multiply_accumulate_tensor_float32: bool
+    has_subgroup_2d_block_io: bool
+    is_integrated_gpu: bool
+    driver_version: str = "1.6.33578+51"
+    platform_name: str = "Intel(R) oneAPI Unified Runtime over Level-Zero (simulated)"
+    vendor: str = "Intel(R) Corporation"
+    type: str = "gpu"
+    max_work_group_size: int = 1024
+    has_fp16: bool = True
+    has_atomic64: bool = True
+
+    @property
+    def architecture(self) -> int:
+        """The SYCL architecture number: the version of the graphics IP, packed."""
+        major, minor, revision = (int(part) for part in self.version.split("."))
+        return (major << 22 | minor << 14 | revision) << 8
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A machine: its devices, all of a kind, and how they behave.
+
+    Attributes:
+        properties: What every device tells of itself; None where there is no device.
+        devices: How many devices the machine has.
+        max_allocation: The size in bytes from which Level Zero refuses a single allocation; 0 for no such limit.
+        reports_free_memory: Whether `mem_get_info` works; it raises otherwise.
+    """
+
+    properties: Properties | None
+    devices: int = 1
+    max_allocation: int = 0
+    reports_free_memory: bool = True
+
+
+PROFILES: dict[str, Profile] = {
+    "arc-a770": Profile(
+        Properties(
+            name="Intel(R) Arc(TM) A770 Graphics",
+            device_id=0x56A0,
+            version="12.55.8",
+            total_memory=15473 * MB,
+            max_compute_units=512,
+            gpu_eu_count=512,
+            gpu_subslice_count=32,
+            max_num_sub_groups=128,
+            sub_group_sizes=(8, 16, 32),
+            local_mem_size=64 << 10,
+            last_level_cache_size=16 * MB,
+            memory_clock_rate=2187,
+            memory_bus_width=64,
+            has_fp64=False,
+            has_bfloat16_conversions=True,
+            has_subgroup_matrix_multiply_accumulate=True,
+            has_subgroup_matrix_multiply_accumulate_tensor_float32=False,
+            has_subgroup_2d_block_io=False,
+            is_integrated_gpu=False,
+        ),
+        max_allocation=4 * GB,
+    ),
+    "arc-b580": Profile(
+        Properties(
+            name="Intel(R) Arc(TM) B580 Graphics",
+            device_id=0xE20B,
+            version="20.1.4",
+            total_memory=11605 * MB,
+            max_compute_units=160,
+            gpu_eu_count=160,
+            gpu_subslice_count=20,
+            max_num_sub_groups=64,
+            sub_group_sizes=(16, 32),
+            local_mem_size=128 << 10,
+            last_level_cache_size=18 * MB,
+            memory_clock_rate=2375,
+            memory_bus_width=64,
+            has_fp64=True,
+            has_bfloat16_conversions=True,
+            has_subgroup_matrix_multiply_accumulate=True,
+            has_subgroup_matrix_multiply_accumulate_tensor_float32=True,
+            has_subgroup_2d_block_io=True,
+            is_integrated_gpu=False,
+        )
+    ),
+    "core-ultra-155h": Profile(
+        Properties(
+            name="Intel(R) Arc(TM) Graphics",
+            device_id=0x7D55,
+            version="12.71.4",
+            total_memory=29 * GB,
+            max_compute_units=128,
+            gpu_eu_count=128,
+            gpu_subslice_count=16,
+            max_num_sub_groups=128,
+            sub_group_sizes=(8, 16, 32),
+            local_mem_size=64 << 10,
+            last_level_cache_size=4 * MB,
+            memory_clock_rate=0,
+            memory_bus_width=64,
+            has_fp64=True,
+            has_bfloat16_conversions=False,
+            has_subgroup_matrix_multiply_accumulate=False,
+            has_subgroup_matrix_multiply_accumulate_tensor_float32=False,
+            has_subgroup_2d_block_io=False,
+            is_integrated_gpu=True,
+        ),
+        reports_free_memory=False,
+    ),
+    "max-1550": Profile(
+        Properties(
+            name="Intel(R) Data Center GPU Max 1550",
+            device_id=0x0BD5,
+            version="12.60.7",
+            total_memory=65520 * MB,
+            max_compute_units=512,
+            gpu_eu_count=512,
+            gpu_subslice_count=64,
+            max_num_sub_groups=64,
+            sub_group_sizes=(16, 32),
+            local_mem_size=128 << 10,
+            last_level_cache_size=192 * MB,
+            memory_clock_rate=3200,
+            memory_bus_width=64,
+            has_fp64=True,
+            has_bfloat16_conversions=True,
+            has_subgroup_matrix_multiply_accumulate=True,
+            has_subgroup_matrix_multiply_accumulate_tensor_float32=True,
+            has_subgroup_2d_block_io=True,
+            is_integrated_gpu=False,
+        ),
+        devices=2,
+    ),
+    "none": Profile(None, devices=0),
+}
+
+
+def find(name: str) -> Profile:
+    """Return a profile by its name, or raise `ValueError` with the names there are."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise ValueError(f"No such profile: {name!r}. There are {', '.join(PROFILES)}.") from None
