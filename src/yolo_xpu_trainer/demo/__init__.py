@@ -56,16 +56,20 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: scikit-learn is absent, or the output directory can't be made.
+        DeviceError: There is no such device.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise UsageError(
             "scikit-learn is not installed here, and the demo takes its handwritten digits from it. "
             'Install it with: pip install "yolo-xpu-trainer[demo]"'
         )
+    # each import brings PyTorch, Ultralytics or OpenCV along, which nobody with a mistyped option should wait for
+    from .. import devices
+
+    devices.resolve(args.device, prefer_xpu=True)  # asked here already, so that a refusal leaves no directory behind
     directory = new_directory(args.output)
     started = time.perf_counter()
 
-    # each brings a part of PyTorch, Ultralytics or OpenCV along, which nobody with a mistyped option should wait for
     from .picture import save_comparison
     from .training import train
 

@@ -85,7 +85,8 @@ def predict(trained: Trained, sources: Sequence[Path]) -> list[Findings]:
         [str(source) for source in sources],
         imgsz=trained.imgsz,
         device=trained.device,
-        agnostic_nms=True,  # one box a digit: the scenes' digits don't overlap
+        agnostic_nms=True,  # digits don't overlap, so of two boxes in one place one is wrong, whatever its class
+        iou=0.5,
         verbose=False,
     )
     findings = []
@@ -100,13 +101,16 @@ def predict(trained: Trained, sources: Sequence[Path]) -> list[Findings]:
 def draw_tile(image: Image, findings: Findings, right: npt.NDArray[np.bool_]) -> Image:
     """Return the scene, enlarged, with each box in green where `right`, bool (n,), and in red elsewhere."""
     tile: Image = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_CUBIC)
-    for box, caption, good in zip(findings.boxes, findings.captions, right, strict=True):
-        left, top, far, bottom = np.clip(np.rint(box * TILE), 0, TILE - 1).astype(int).tolist()
-        colour = RIGHT if good else WRONG
-        cv2.rectangle(tile, (left, top), (far, bottom), colour, 2)
+    corners = np.clip(np.rint(findings.boxes * TILE), 0, TILE - 1).astype(int)
+    colours = [RIGHT if good else WRONG for good in right]
+    # first every rim, then every box, then every caption, so that a neighbour's box crosses out no caption
+    for colour, thickness in ((PAPER, 4), (None, 2)):
+        for box, own in zip(corners.tolist(), colours, strict=True):
+            cv2.rectangle(tile, box[:2], box[2:], colour or own, thickness)
+    for (left, top, _, _), caption, colour in zip(corners.tolist(), findings.captions, colours, strict=True):
         (width, height), _ = cv2.getTextSize(caption, FONT, 0.55, 1)
         x = min(left, TILE - width - 8)
-        y = top if top > height + 8 else height + 8  # above the box, or within where the scene ends
+        y = max(top, height + 8)  # above the box, or within where the scene ends
         cv2.rectangle(tile, (x, y - height - 8), (x + width + 8, y), colour, -1)
         cv2.putText(tile, caption, (x + 4, y - 4), FONT, 0.55, PAPER, 1, cv2.LINE_AA)
     framed: Image = cv2.copyMakeBorder(tile, HEADER, GAP, GAP // 2, GAP // 2, cv2.BORDER_CONSTANT, value=PAPER)
