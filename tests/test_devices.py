@@ -1,0 +1,453 @@
+"""What `device` means to a trainer of ours, with and without an XPU, and what is said when it can't be met."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+import xpu_simulator
+from yolo_xpu_trainer import XPUDetectionTrainer, devices
+from yolo_xpu_trainer.errors import (
+    DeviceError,
+    DuplicateDeviceError,
+    NoSuchXPUError,
+    NoXPUError,
+    UnknownDeviceError,
+    WrongBuildError,
+    XPUTrainerError,
+)
+
+from .conftest import TrainingData
+
+Build = Callable[..., Any]
+
+no_xpu = pytest.mark.xpu_profile("none")
+two_xpus = pytest.mark.xpu_profile("max-1550")
+
+
+@pytest.fixture
+def build(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Build:
+    """Return a function that makes a trainer, up to the point where training would begin."""
+
+    def make(device: object = None, trainer: type = XPUDetectionTrainer, **more: Any) -> Any:
+        given = {"model": "yolo11n.yaml", "data": data("detect"), "device": device, "imgsz": 32}
+        return trainer(overrides={**given, "project": str(tmp_path), **more})
+
+    return make
+
+
+@pytest.fixture
+def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Build:
+    """Return a function that trains a model for an epoch, and returns the trainer."""
+
+    def run(model: YOLO | None = None, **more: Any) -> Any:
+        model = model or YOLO("yolo11n.yaml")
+        given = {"data": data("detect"), "epochs": 1, "imgsz": 32, "plots": False, "project": str(tmp_path)}
+        model.train(trainer=XPUDetectionTrainer, **given, **more)
+        return model.trainer
+
+    return run
+
+
+@pytest.fixture
+def wrong_build(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PyTorch be one that was built without XPU support."""
+    monkeypatch.setattr(torch.xpu, "_is_compiled", lambda: False)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 0)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be a CUDA device too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def warnings_in(records: list[logging.LogRecord]) -> list[str]:
+    return [r.getMessage() for r in records if r.levelno >= logging.WARNING and "XPU" in r.getMessage()]
+
+
+# With an XPU
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize(
+    "asked",
+    [None, "", "xpu", "XPU", "xpu:0", "XPU:0", " xpu:0 ", torch.device("xpu"), torch.device("xpu", 0), ["xpu:0"]],
+    ids=repr,
+)
+def test_an_xpu_is_chosen_when_asked_for_or_when_nothing_is(build: Build, asked: object) -> None:
+    trainer = build(asked)
+    assert trainer.device == torch.device("xpu", 0)
+    assert trainer.xpu.indices == (0,)
+    assert trainer.xpu.device.device == trainer.device
+    assert trainer.args.device == "xpu:0"
+    assert not trainer.ddp
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("asked", [0, "0", -1, "-1", (0,), [0]], ids=repr)
+def test_an_index_means_an_xpu_where_there_is_no_cuda(build: Build, asked: object) -> None:
+    assert build(asked).device == torch.device("xpu", 0)
+
+
+@two_xpus
+@pytest.mark.parametrize("asked", ["xpu:1", "XPU:1", torch.device("xpu", 1), 1, "1", ["xpu:1"], (1,)], ids=repr)
+def test_the_second_xpu_is_chosen_by_any_form_of_its_name(build: Build, asked: object) -> None:
+    trainer = build(asked)
+    assert trainer.device == torch.device("xpu", 1)
+    assert trainer.xpu.device.index == 1
+    assert torch.xpu.current_device() == 1
+
+
+@two_xpus
+@pytest.mark.parametrize("asked", ["xpu", None], ids=repr)
+def test_xpu_without_an_index_is_the_current_one(build: Build, asked: object) -> None:
+    torch.xpu.set_device(1)
+    assert build(asked).device == torch.device("xpu", 1)
+
+
+@two_xpus
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "xpu:0,1",
+        "XPU:0,1",
+        "xpu:0,xpu:1",
+        "xpu:0, xpu:1",
+        ["xpu:0", "xpu:1"],
+        ("xpu:0", "xpu:1"),
+        [torch.device("xpu", 0), torch.device("xpu", 1)],
+        "0,1",
+        (0, 1),
+        [0, 1],
+    ],
+    ids=repr,
+)
+def test_two_xpus_make_a_ddp_run(build: Build, asked: object) -> None:
+    trainer = build(asked)
+    assert trainer.xpu.indices == (0, 1)
+    assert trainer.args.device == "xpu:0,1"
+    assert trainer.ddp
+    assert trainer.world_size == 2
+
+
+@two_xpus
+def test_the_order_of_devices_is_kept(build: Build) -> None:
+    trainer = build("xpu:1,0")
+    assert trainer.xpu.indices == (1, 0)
+    assert trainer.args.device == "xpu:1,0"
+
+
+@two_xpus
+@pytest.mark.parametrize("free_memory_is_known", [True, False])
+@pytest.mark.parametrize(("busy", "idle"), [(0, 1), (1, 0)])
+def test_minus_one_is_the_xpu_with_the_most_free_memory(
+    xpu: torch.device, busy: int, idle: int, free_memory_is_known: bool
+) -> None:
+    if not free_memory_is_known:
+        xpu_simulator.faults.mem_get_info()
+    in_use = torch.empty(64 << 20, dtype=torch.uint8, device=f"xpu:{busy}")
+    assert devices.resolve(-1, prefer_xpu=True) == (idle,)
+    assert devices.resolve("-1,-1", prefer_xpu=True) == (idle, busy)
+    assert devices.resolve(f"{busy},-1", prefer_xpu=True) == (busy, idle)
+    assert in_use.device.index == busy
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("asked", ["cpu", "CPU", torch.device("cpu", 0), "mps"], ids=repr)
+def test_another_device_is_upstreams_own_business(build: Build, asked: object) -> None:
+    ours, theirs = build(asked), build(asked, trainer=DetectionTrainer)
+    assert ours.xpu is None
+    assert ours.device == theirs.device
+    assert ours.args.device == theirs.args.device
+    assert ours.args.amp == theirs.args.amp
+
+
+def test_a_run_on_the_cpu_touches_no_xpu(train: Build, log: list[logging.LogRecord]) -> None:
+    with xpu_simulator.count() as done:
+        train(device="cpu", xpu_pin_memory=False)
+    assert done.launches == done.allocations == 0
+    assert warnings_in(log) == []
+
+
+@two_xpus
+@pytest.mark.parametrize("how", ["device=", ".to()"])
+def test_a_whole_run_stays_on_the_second_xpu(train: Build, how: str) -> None:
+    seen = set()
+
+    def look(trainer: Any) -> None:
+        seen.update(p.device for p in [*trainer.model.parameters(), *trainer.ema.ema.parameters(), trainer.loss])
+
+    model = YOLO("yolo11n.yaml")
+    asked = {"device": "xpu:1"} if how == "device=" else {}
+    if not asked:
+        model.to("xpu:1")
+    model.add_callback("on_train_batch_end", look)
+    torch.xpu.reset_peak_memory_stats(0)
+    train(model, **asked)
+    assert seen == {torch.device("xpu", 1)}
+    assert torch.xpu.max_memory_allocated(0) == torch.xpu.memory_allocated(0)
+
+
+# A CUDA device beside it
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize(("asked", "prefer_xpu"), [(None, True), ("xpu", True), ("xpu:0", False), ("XPU", False)])
+def test_an_xpu_trainer_prefers_the_xpu_to_cuda(xpu: torch.device, cuda: None, asked: object, prefer_xpu: bool) -> None:
+    assert devices.resolve(asked, prefer_xpu=prefer_xpu) == (0,)
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("asked", [0, "0,1", (0, 1), -1, "cuda", "cuda:0", "cuda:0,1", ["cuda:0", "cuda:1"]], ids=repr)
+def test_an_index_means_cuda_where_there_is_cuda(xpu: torch.device, cuda: None, asked: object) -> None:
+    assert devices.resolve(asked, prefer_xpu=True) is None
+
+
+@pytest.mark.xpu_hardware
+def test_a_plain_run_prefers_cuda_and_else_the_xpu(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.resolve(None, prefer_xpu=False) == (0,)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.resolve(None, prefer_xpu=False) is None
+
+
+# Requests that can't be met. They are refused before any data is looked for.
+
+
+def refused(build: Build, asked: object) -> DeviceError:
+    """Return the error of a run whose data set doesn't exist either."""
+    with pytest.raises(DeviceError) as caught:
+        build(asked, data="does-not-exist.yaml")
+    assert isinstance(caught.value, ValueError)  # as upstream's own are
+    assert isinstance(caught.value, XPUTrainerError)
+    assert caught.value.requested == asked
+    return caught.value
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("asked", ["gpu", "xpus", "xpu:", "xpu:a", "xpu:0;1", "cpu,xpu:0", "banana", "0,x"])
+def test_an_unknown_device_is_refused_with_what_there_is(build: Build, asked: str) -> None:
+    error = refused(build, asked)
+    assert type(error) is UnknownDeviceError
+    assert repr(asked) in str(error)
+    assert error.seen in str(error)
+    assert "'xpu:0'" in str(error)
+    assert "'cpu'" in str(error)
+
+
+@pytest.mark.parametrize("asked", ["xpu:2", 2, "2", torch.device("xpu", 2), "xpu:0,2", ["xpu:2"], (2, 0)], ids=repr)
+def test_an_index_that_does_not_exist_is_refused_with_those_that_do(
+    build: Build, asked: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZE_AFFINITY_MASK", "0")
+    monkeypatch.delenv("ONEAPI_DEVICE_SELECTOR", raising=False)
+    error = refused(build, asked)
+    assert type(error) is NoSuchXPUError
+    assert error.seen == "1 XPU (xpu:0 Intel Arc B580 Graphics)"
+    assert str(error) == (
+        "Asked for xpu:2, but this process sees 1 XPU (xpu:0 Intel Arc B580 Graphics). "
+        "Use device='xpu:0', or check ZE_AFFINITY_MASK='0'."
+    )
+
+
+@two_xpus
+def test_a_wrong_index_names_every_xpu_there_is(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
+    monkeypatch.delenv("ONEAPI_DEVICE_SELECTOR", raising=False)
+    error = refused(build, "xpu:2")
+    assert "2 XPUs (xpu:0 Intel Data Center GPU Max 1550, xpu:1 Intel Data Center GPU Max 1550)" in str(error)
+    assert "MASK" not in str(error)
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("asked", [-2, "-2", "0,-3"], ids=repr)
+def test_no_negative_index_but_minus_one_means_anything(build: Build, asked: object) -> None:
+    assert type(refused(build, asked)) is NoSuchXPUError
+
+
+def test_more_idle_xpus_than_there_are_is_refused(build: Build) -> None:
+    error = refused(build, "-1,-1")
+    assert type(error) is NoSuchXPUError
+    assert "2 XPUs" in str(error)
+    assert "1 XPU (xpu:0" in str(error)
+
+
+@two_xpus
+@pytest.mark.parametrize("asked", ["xpu:0,0", "xpu:1,xpu:1", [0, 0], "1,0,1", ["xpu:1", "XPU:1"]], ids=repr)
+def test_a_device_named_twice_is_refused(build: Build, asked: object) -> None:
+    error = refused(build, asked)
+    assert type(error) is DuplicateDeviceError
+    assert "twice" in str(error)
+    assert repr(asked) in str(error)
+    assert "2 XPUs" in str(error)
+
+
+@no_xpu
+@pytest.mark.parametrize("asked", ["xpu", "xpu:0", "xpu:0,1", torch.device("xpu"), ["xpu:0", "xpu:1"]], ids=repr)
+def test_an_xpu_where_there_is_none_is_refused_with_the_driver_to_install(
+    build: Build, asked: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
+    monkeypatch.delenv("ONEAPI_DEVICE_SELECTOR", raising=False)
+    error = refused(build, asked)
+    assert type(error) is NoXPUError
+    assert "the driver shows no XPU" in error.seen
+    assert error.seen in str(error)
+    assert "https://dgpu-docs.intel.com" in str(error)
+    assert "renderD" in str(error)
+    assert "device='cpu'" in str(error)
+
+
+@no_xpu
+@pytest.mark.parametrize("mask", ["ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"])
+def test_a_mask_that_hides_every_xpu_is_named(build: Build, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
+    monkeypatch.delenv("ONEAPI_DEVICE_SELECTOR", raising=False)
+    monkeypatch.setenv(mask, "level_zero:7")
+    error = refused(build, "xpu")
+    assert f"{mask}='level_zero:7'" in str(error)
+    assert f"Unset {mask}" in str(error)
+
+
+@pytest.mark.parametrize("asked", ["xpu", "xpu:1", torch.device("xpu", 0), "xpu:0,1"], ids=repr)
+def test_a_build_without_xpu_support_is_named_with_the_right_wheel(
+    build: Build, wrong_build: None, asked: object
+) -> None:
+    error = refused(build, asked)
+    assert type(error) is WrongBuildError
+    assert isinstance(error, NoXPUError)
+    assert torch.__version__ in str(error)
+    assert "https://download.pytorch.org/whl/xpu" in str(error)
+
+
+def test_a_stock_build_is_recognised_in_a_process_of_its_own() -> None:
+    code = (
+        "from yolo_xpu_trainer import XPUDetectionTrainer as T\n"
+        "from yolo_xpu_trainer.errors import WrongBuildError\n"
+        "try: T(overrides={'model': 'yolo11n.yaml', 'data': 'does-not-exist.yaml', 'device': 'xpu'})\n"
+        "except WrongBuildError as error: print('refused:', error)\n"
+    )
+    if not xpu_simulator.is_active():
+        pytest.skip("this PyTorch build supports XPUs")
+    environment = {k: v for k, v in os.environ.items() if k != "XPU_SIMULATOR"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "refused: Asked for xpu, but this PyTorch" in done.stdout, done.stderr
+    assert "is built without XPU support" in done.stdout
+
+
+# No XPU, and none asked for by name
+
+
+@no_xpu
+@pytest.mark.parametrize("asked", [None, ""], ids=repr)
+def test_with_no_xpu_and_nothing_asked_one_warning_says_why_and_the_cpu_trains(
+    train: Build, log: list[logging.LogRecord], asked: object
+) -> None:
+    trainer = train(device=asked)
+    assert trainer.device == torch.device("cpu")
+    assert trainer.xpu is None
+    assert trainer.last.exists()
+    (warning,) = warnings_in(log)
+    assert "XPUDetectionTrainer" in warning
+    assert "the driver shows no XPU" in warning
+    assert "yolo-xpu doctor" in warning
+
+
+def test_a_wrong_build_and_nothing_asked_is_one_warning_with_the_right_wheel(
+    build: Build, wrong_build: None, log: list[logging.LogRecord]
+) -> None:
+    assert build(None).device == torch.device("cpu")
+    (warning,) = warnings_in(log)
+    assert "https://download.pytorch.org/whl/xpu" in warning
+
+
+@no_xpu
+@pytest.mark.parametrize("asked", [0, "0", "0,1", (0, 1), "cuda:0"], ids=repr)
+def test_an_index_without_an_xpu_gets_upstreams_answer(build: Build, asked: object) -> None:
+    with pytest.raises(ValueError, match="Invalid CUDA") as theirs:
+        build(asked, trainer=DetectionTrainer)
+    with pytest.raises(ValueError, match="Invalid CUDA") as ours:
+        build(asked)
+    assert type(ours.value) is type(theirs.value)
+    assert str(ours.value) == str(theirs.value)
+
+
+@no_xpu
+def test_the_cpu_by_name_is_no_cause_for_a_warning(build: Build, log: list[logging.LogRecord]) -> None:
+    assert build("cpu").device == torch.device("cpu")
+    assert warnings_in(log) == []
+
+
+# What isn't about devices
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("dataset", ["missing", "empty", "no images"])
+def test_a_bad_data_set_is_upstreams_error_untouched(
+    build: Build, dataset: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("bad") / "data.yaml"
+    if dataset == "empty":
+        path.write_text("")
+    elif dataset == "no images":
+        (path.parent / "images").mkdir()
+        path.write_text(f"path: {path.parent}\ntrain: images\nval: images\nnames: [a]\n")
+
+    def failure(trainer: type) -> tuple[type, str]:
+        with pytest.raises(Exception, match=r".") as caught:
+            build("xpu", trainer=trainer, data=str(path)).train()
+        return caught.type, str(caught.value)
+
+    ours, theirs = failure(XPUDetectionTrainer), failure(DetectionTrainer)
+    assert ours == theirs
+
+
+# What a device is
+
+
+def test_a_device_is_described_as_the_driver_reports_it(xpu: torch.device) -> None:
+    (info,) = devices.available()
+    assert str(info) == "xpu:0 Intel Arc B580 Graphics"
+    assert info.device == xpu
+    assert info.total_memory == torch.xpu.get_device_properties(0).total_memory
+    assert (info.has_fp16, info.has_fp64, info.has_matrix_units, info.integrated) == (True, True, True, False)
+    assert info.free_memory() == torch.xpu.mem_get_info(0)[0]
+
+
+@pytest.mark.parametrize(
+    ("profile", "fp64", "matrix_units", "integrated"),
+    [
+        pytest.param("arc-a770", False, True, False, marks=pytest.mark.xpu_profile("arc-a770")),
+        pytest.param("core-ultra-155h", True, False, True, marks=pytest.mark.xpu_profile("core-ultra-155h")),
+    ],
+)
+def test_devices_differ_in_what_they_can_do(
+    xpu: torch.device, profile: str, fp64: bool, matrix_units: bool, integrated: bool
+) -> None:
+    info = devices.info(0)
+    assert (info.has_fp64, info.has_matrix_units, info.integrated) == (fp64, matrix_units, integrated)
+    assert (info.free_memory() is None) == (profile == "core-ultra-155h")
+
+
+def test_properties_that_an_older_torch_does_not_know_count_as_lacking(
+    xpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old:
+        name, total_memory, has_fp16 = "Intel(R) Something", 1 << 30, True
+
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: Old())
+    monkeypatch.delattr(torch.xpu, "mem_get_info")
+    info = devices.info(0)
+    assert (info.has_fp64, info.has_matrix_units, info.integrated) == (False, False, False)
+    assert info.driver == "unknown"
+    assert info.free_memory() is None
