@@ -223,6 +223,7 @@ def test_a_whole_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @needs_digits
+@pytest.mark.xpu_hardware
 def test_a_whole_run_on_an_xpu(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output", "on xpu"]) == 0
     assert (tmp_path / "on xpu" / "predictions.png").is_file()
