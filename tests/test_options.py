@@ -1,0 +1,235 @@
+"""The `xpu_*` options: by keyword, by environment and from a resumed run; unseen by Ultralytics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import YAML
+
+from yolo_xpu_trainer import Options, XPUDetectionTrainer
+from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
+
+from .conftest import TrainingData
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture
+def build(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Build:
+    """Return a function that makes a trainer, up to the point where training would begin."""
+
+    def make(trainer: type = XPUDetectionTrainer, **more: Any) -> Any:
+        given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "project": str(tmp_path)}
+        return trainer(overrides={**given, **more})
+
+    return make
+
+
+def variable(field: str) -> str:
+    return f"YOLO_XPU_{field.upper()}"
+
+
+SWITCHES = [field.name for field in fields(Options) if isinstance(field.default, bool)]
+
+
+def test_every_option_has_a_default_and_a_name_with_a_prefix() -> None:
+    defaults = Options()
+    assert Options.names() == [f"xpu_{name}" for name in defaults.as_dict()]
+    assert {"pin_memory", "non_blocking"} <= set(SWITCHES)
+
+
+def test_options_can_not_be_changed_afterwards() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Options().pin_memory = False  # type: ignore[misc]
+
+
+# Keywords
+
+
+def test_a_keyword_reaches_the_run(build: Build) -> None:
+    options = build(xpu_pin_memory=False).xpu.options
+    assert options.pin_memory is False
+    assert options.non_blocking is Options().non_blocking
+
+
+@pytest.mark.parametrize("field", SWITCHES)
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (True, True),
+        (False, False),
+        (1, True),
+        (0, False),
+        ("True", True),
+        ("off", False),
+        (" YES ", True),
+        ("0", False),
+    ],
+    ids=repr,
+)
+def test_a_switch_takes_what_a_command_line_or_a_person_would_write(field: str, given: object, meant: bool) -> None:
+    assert Options.take({f"xpu_{field}": given}) == {field: meant}
+
+
+def test_taking_options_leaves_upstreams_arguments() -> None:
+    arguments = {"epochs": 3, "xpu_pin_memory": "no", "device": "xpu"}
+    assert Options.take(arguments) == {"pin_memory": False}
+    assert arguments == {"epochs": 3, "device": "xpu"}
+
+
+def test_the_callers_own_dictionary_stays_as_it_is(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
+    given = {
+        "model": "yolo11n.yaml",
+        "data": data("detect"),
+        "project": str(tmp_path),
+        "device": torch.device("xpu", 0),
+        "amp": "bf16",
+        "xpu_pin_memory": False,
+    }
+    before = dict(given)
+    XPUDetectionTrainer(overrides=given)
+    assert given == before
+    assert list(given) == list(before)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("xpu_pin_memroy", "xpu_pin_memory"),
+        ("xpu_pinmemory", "xpu_pin_memory"),
+        ("xpu_nonblocking", "xpu_non_blocking"),
+        ("xpu_PIN_MEMORY", "xpu_pin_memory"),
+    ],
+)
+def test_a_misspelt_option_is_refused_with_the_name_that_was_meant(build: Build, misspelt: str, meant: str) -> None:
+    with pytest.raises(UnknownOptionError, match=f"Did you mean {meant}") as caught:
+        build(**{misspelt: True, "data": "does-not-exist.yaml"})
+    assert caught.value.name == misspelt
+    assert caught.value.value is True
+    assert caught.value.suggestions[0] == meant
+
+
+def test_an_option_like_no_other_is_refused_with_all_there_are(build: Build) -> None:
+    with pytest.raises(UnknownOptionError) as caught:
+        build(xpu_qqqqqqqqqqqqqqqqqqqq=1)
+    assert caught.value.suggestions == ()
+    for name in Options.names():
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, -1, None, "", [True]], ids=repr)
+def test_a_value_that_a_switch_can_not_take_is_refused(build: Build, value: object) -> None:
+    with pytest.raises(OptionValueError, match="neither true nor false") as caught:
+        build(xpu_pin_memory=value, data="does-not-exist.yaml")
+    assert caught.value.name == "xpu_pin_memory"
+    assert caught.value.value == value
+    assert repr(value) in str(caught.value)
+
+
+def test_option_errors_are_also_value_errors() -> None:
+    assert issubclass(UnknownOptionError, OptionError)
+    assert issubclass(OptionValueError, OptionError)
+    assert issubclass(OptionError, ValueError)
+    assert issubclass(OptionError, XPUTrainerError)
+
+
+def test_options_are_checked_even_where_the_run_is_not_on_an_xpu(build: Build) -> None:
+    with pytest.raises(UnknownOptionError):
+        build(device="cpu", xpu_pin_memroy=True)
+    assert build(device="cpu", xpu_pin_memory=False).xpu is None
+
+
+# The environment, a resumed run, and which of them counts
+
+
+@pytest.mark.parametrize("field", SWITCHES)
+@pytest.mark.parametrize(("text", "meant"), [("0", False), ("1", True), ("False", False), ("on", True)])
+def test_the_environment_gives_the_default(field: str, text: str, meant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable(field), text)
+    assert getattr(Options.build({}, {}), field) is meant
+
+
+@pytest.mark.parametrize("field", SWITCHES)
+def test_a_keyword_counts_before_the_environment_then_the_resumed_run_then_the_default(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = getattr(Options(), field)
+    other = not default
+
+    def value(given: dict[str, Any], saved: dict[str, Any]) -> bool:
+        return bool(getattr(Options.build(given, saved), field))
+
+    assert value({}, {}) is default
+    assert value({}, {field: other}) is other
+    monkeypatch.setenv(variable(field), str(int(default)))
+    assert value({}, {field: other}) is default
+    assert value({field: other}, {field: default}) is other
+    monkeypatch.setenv(variable(field), str(int(other)))
+    assert value({}, {}) is other
+    assert value({field: default}, {field: other}) is default
+
+
+def test_a_bad_value_in_the_environment_is_refused_by_the_variables_name(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_PIN_MEMORY", "perhaps")
+    with pytest.raises(OptionValueError, match="YOLO_XPU_PIN_MEMORY='perhaps'") as caught:
+        build()
+    assert caught.value.name == "YOLO_XPU_PIN_MEMORY"
+    assert build(xpu_pin_memory=True).xpu.options.pin_memory
+
+
+def test_options_that_an_older_or_newer_release_saved_do_not_stop_a_resume() -> None:
+    assert Options.build({}, {"from_the_future": 1, "pin_memory": False}) == Options(pin_memory=False)
+
+
+def test_a_child_process_decides_the_same_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(**{name: not getattr(Options(), name) for name in SWITCHES})
+    for name, value in options.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Options.build({}, {}) == options
+
+
+# Upstream sees nothing of them
+
+
+def test_neither_args_yaml_nor_a_checkpoint_holds_an_option(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLO_XPU_NON_BLOCKING", "0")
+    ours = build(xpu_pin_memory=False, epochs=1, plots=False, val=False, amp="bf16")
+    ours.train()
+    theirs = build(trainer=DetectionTrainer, device="cpu")
+    arguments = YAML.load(ours.save_dir / "args.yaml")
+    assert set(arguments) == set(YAML.load(theirs.save_dir / "args.yaml"))
+    assert isinstance(arguments["amp"], bool)
+    checkpoint = torch.load(ours.last, map_location="cpu", weights_only=False)
+    assert not [name for name in checkpoint["train_args"] if "xpu" in name]
+    assert checkpoint["xpu_trainer"]["options"]["pin_memory"] is False
+    assert checkpoint["xpu_trainer"]["options"]["non_blocking"] is False
+
+
+def test_model_train_takes_options_too(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
+    model = YOLO("yolo11n.yaml")
+    seen: list[Options] = []
+
+    def stop(trainer: Any) -> None:
+        seen.append(trainer.xpu.options)
+        raise KeyboardInterrupt
+
+    model.add_callback("on_pretrain_routine_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(
+            trainer=XPUDetectionTrainer,
+            data=data("detect"),
+            imgsz=32,
+            plots=False,
+            project=str(tmp_path),
+            xpu_pin_memory="false",
+        )
+    assert seen == [Options(pin_memory=False)]
