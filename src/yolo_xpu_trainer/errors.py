@@ -9,6 +9,7 @@
     │   ├── NoSuchXPUError          the index is not among the XPUs that this process sees
     │   └── NoXPUError              an XPU was asked for where there is none
     │       └── WrongBuildError     … because this PyTorch was built without XPU support
+    ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
     └── OptionError (also a ValueError)
         ├── UnknownOptionError      no `xpu_*` option has that name
         └── OptionValueError        an `xpu_*` option was given a value that it can't take
@@ -29,6 +30,7 @@ __all__ = [
     "OptionValueError",
     "UnknownDeviceError",
     "UnknownOptionError",
+    "UnknownTrainerError",
     "WrongBuildError",
     "XPUTrainerError",
 ]
@@ -70,6 +72,20 @@ class NoXPUError(DeviceError):
 
 class WrongBuildError(NoXPUError):
     """An XPU was asked for, and this PyTorch was built without XPU support."""
+
+
+class UnknownTrainerError(XPUTrainerError, ValueError):
+    """No trainer of that name is registered for the model's task.
+
+    Attributes:
+        name: The name given.
+        known: The names that are registered for the task.
+    """
+
+    def __init__(self, message: str, *, name: str, known: Sequence[str]) -> None:
+        super().__init__(message)
+        self.name = name
+        self.known = tuple(known)
 
 
 class OptionError(XPUTrainerError, ValueError):

@@ -25,6 +25,18 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
+@hookspec
+def xpu_trainers(upstream: type) -> dict[str, type]:  # type: ignore[empty-body]
+    """Register trainers by the names that users give, as in `train(trainer="xpu")`.
+
+    Args:
+        upstream: Ultralytics' own trainer for the model's task.
+
+    Returns:
+        The trainers that can stand for it, by name; "xpu" is the one that plain `train()` on an XPU takes.
+    """
+
+
 @hookspec(firstresult=True)
 def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision | None:  # type: ignore[empty-body]
     """Decide how a run computes.
@@ -77,5 +89,5 @@ def xpu_around_save(trainer: Any) -> AbstractContextManager[Any]:  # type: ignor
 
 
 @hookspec
-def xpu_around_final_eval(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
-    """Return a context in which the finished run's best weights are validated."""
+def xpu_around_validation(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
+    """Return a context for a validation, after an epoch or of the finished run's best weights."""

@@ -86,7 +86,12 @@ class Options:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that give a child process these options."""
-        return {_ENV_PREFIX + k.upper(): str(int(v)) for k, v in self.as_dict().items()}
+        return self.environment_of(self.as_dict())
+
+    @staticmethod
+    def environment_of(given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the environment variables that give a child process some options, by field name."""
+        return {_ENV_PREFIX + k.upper(): str(int(v)) for k, v in given.items()}
 
 
 def _parse(name: str, value: object) -> bool:

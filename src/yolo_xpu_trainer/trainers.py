@@ -23,8 +23,7 @@ from .errors import DeviceError
 from .options import Options
 from .plugins import manager
 from .run import AMP_VARIABLE, Precision, Run, saved_settings
-from .upstream import activated
-from .upstream.ddp import ROWS as DDP_ROWS
+from .upstream import activated, subprocesses
 
 _LOGGER = logging.getLogger("ultralytics")
 _AMP_NAMES = ("bf16", "fp16", "fp32")
@@ -78,8 +77,16 @@ class XPUTrainer:
     device: torch.device
     resume: Any
 
-    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+    def __init__(
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: Any = None,
+        *,
+        automatic: bool = False,
+    ) -> None:
         overrides = dict(overrides or {})
+        self._automatic = automatic
         self._given = Options.take(overrides)
         self._amp = overrides.pop("amp") if str(overrides.get("amp")).lower() in _AMP_NAMES else None
         self._amp_given = self._amp is not None or overrides.get("amp") is not None
@@ -114,8 +121,13 @@ class XPUTrainer:
                 return devices.resolve(saved["device"], prefer_xpu=True)
             except DeviceError as error:
                 _LOGGER.warning(f"XPU: the run to resume was on {saved['device']}, which is gone: {error}")
-        indices = devices.resolve(self.args.device, prefer_xpu=True)
-        if indices is None and self.args.device in (None, "") and (reason := devices.why_none()):
+        indices = devices.resolve(self.args.device, prefer_xpu=not self._automatic)
+        if (
+            indices is None
+            and not self._automatic
+            and self.args.device in (None, "")
+            and (reason := devices.why_none())
+        ):
             _LOGGER.warning(
                 f"XPU: {type(self).__name__} finds no XPU: {reason.seen}. Training goes on with Ultralytics' own "
                 f"choice of device. {reason.remedy} `yolo-xpu doctor` says more."
@@ -150,7 +162,12 @@ class XPUTrainer:
         """Let the rows of `upstream` that this run needs act."""
         assert self.xpu is not None
         rows = [row for rows in manager().hook.xpu_upstream_rows() for row in rows]
-        with activated([*DDP_ROWS, *rows], self.xpu):
+        children = subprocesses.row(
+            "ultralytics.engine.trainer",
+            self.xpu.environment(),
+            "DDP workers never run the user's script, so they need the run's precision and options from elsewhere",
+        )
+        with activated([children, *rows], self.xpu):
             yield
 
     def train(self) -> Any:
@@ -191,6 +208,13 @@ class XPUTrainer:
             batch = batch if moved is None else moved
         return super().preprocess_batch(batch)  # type: ignore[misc,no-any-return]
 
+    def validate(self) -> Any:
+        """Validate as the run computes."""
+        if self.xpu is None:
+            return super().validate()  # type: ignore[misc]
+        with self._around("xpu_around_validation"):
+            return super().validate()  # type: ignore[misc]
+
     def save_model(self) -> Any:
         """Save a checkpoint that is an Ultralytics checkpoint."""
         if self.xpu is None:
@@ -202,7 +226,7 @@ class XPUTrainer:
         """Validate the best weights as the run computed."""
         if self.xpu is None:
             return super().final_eval()  # type: ignore[misc,no-any-return]
-        with self._around("xpu_around_final_eval"):
+        with self._around("xpu_around_validation"):
             return super().final_eval()  # type: ignore[misc,no-any-return]
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
 from ..upstream import Row
+from ..upstream.legacy import RUN_ROWS
 from ..upstream.memory import ROWS
 
 __all__: list[str] = []
@@ -18,5 +19,5 @@ def xpu_memory(device: DeviceInfo) -> tuple[int, int]:
 
 @hookimpl
 def xpu_upstream_rows() -> list[Row]:
-    """Answer `torch.xpu.mem_get_info` where the driver doesn't."""
-    return ROWS
+    """Answer `torch.xpu.mem_get_info` where the driver doesn't, and AutoBatch where it asks CUDA."""
+    return [*ROWS, *RUN_ROWS]

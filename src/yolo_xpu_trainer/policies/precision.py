@@ -11,7 +11,7 @@ from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
 from ..run import Precision, Run
 from ..upstream import Row, activated, geometry
-from ..upstream.precision import FINAL_EVAL_ROWS, ROWS
+from ..upstream.precision import ROWS, VALIDATION_ROWS
 
 __all__: list[str] = []
 
@@ -52,17 +52,27 @@ def xpu_before_resume(trainer: Any) -> None:
 
 @hookimpl
 @contextmanager
-def xpu_around_final_eval(trainer: Any) -> Iterator[None]:
-    """Validate the best weights in the run's own precision.
+def xpu_around_validation(trainer: Any) -> Iterator[None]:
+    """Validate in the run's own precision.
 
-    Ultralytics halves the model for it. float16 has 5 exponent bits to bfloat16's 8, so what a bf16 run learnt can
-    overflow there.
+    Ultralytics validates in fp16 whatever the training was: it autocasts to it, before 8.4.60 or so it halves the
+    averaged model itself, and it halves the best weights in the end. float16 has 5 exponent bits to bfloat16's 8, so
+    what a bf16 run learnt can overflow there.
     """
     run: Run = trainer.xpu
-    args = trainer.validator.args
-    if run.precision.name == "bf16":
-        if hasattr(args, "quantize"):
-            args.quantize = None
-        args.half = False
-    with activated(FINAL_EVAL_ROWS, run):
+    if run.precision.name != "bf16":
         yield
+        return
+    amp, trainer.amp = trainer.amp, False  # which is what the validator halves by
+    args = trainer.validator.args
+    before = {name: getattr(args, name) for name in ("half", "quantize") if hasattr(args, name)}
+    for name, off in (("half", False), ("quantize", None)):
+        if name in before:
+            setattr(args, name, off)
+    try:
+        with activated(VALIDATION_ROWS, run):
+            yield
+    finally:
+        trainer.amp = amp
+        for name, value in before.items():
+            setattr(args, name, value)

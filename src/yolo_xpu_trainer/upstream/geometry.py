@@ -25,7 +25,11 @@ _SEAMS = (
     ("ultralytics.utils.loss", "__call__", "the losses would compare coordinates rounded to bf16's 8 bits"),
     ("ultralytics.models.utils.loss", "forward", "the losses would compare coordinates rounded to bf16's 8 bits"),
 )
-_RTDETR = ("ultralytics.nn.modules.head", "RTDETRDecoder", "its layers refine box coordinates, 1/256 of the image apart")
+_RTDETR = (
+    "ultralytics.nn.modules.head",
+    "RTDETRDecoder",
+    "its layers refine box coordinates, 1/256 of the image apart",
+)
 
 
 def rows() -> list[Row]:
@@ -54,8 +58,6 @@ def _row(target: str, why: str) -> Row:
 def _in_float32(run: Run, original: Any) -> Any:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_autocast_enabled("xpu"):
-            return original(self, *args, **kwargs)
         with run.autocast(enabled=False):
             return original(self, *(_widened(a) for a in args), **{k: _widened(v) for k, v in kwargs.items()})
 

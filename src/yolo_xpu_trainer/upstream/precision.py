@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,35 +11,33 @@ from ..amp import check
 from ..run import Run
 from .rows import Row
 
-__all__ = ["FINAL_EVAL_ROWS", "ROWS"]
+__all__ = ["ROWS", "VALIDATION_ROWS"]
 
 
 def _autocast(run: Run, original: Any) -> Any:
     def autocast(enabled: bool | torch.dtype, device: str = "xpu") -> Any:
-        """Enter the run's autocast on an XPU, Ultralytics' own elsewhere."""
-        return run.autocast(bool(enabled)) if str(device).startswith("xpu") else original(enabled, device)
+        """Enter the run's autocast; before 8.4.111 Ultralytics asks for CUDA's by default."""
+        return original(enabled, device) if str(device).startswith(("cpu", "mps")) else run.autocast(bool(enabled))
 
     return autocast
 
 
-def _autocast_always(run: Run, original: Any) -> Any:
-    def autocast(enabled: bool | torch.dtype, device: str = "xpu") -> Any:
-        """Enter the run's autocast whatever is asked: outside of training, Ultralytics' validator asks for none."""
-        return run.autocast() if str(device).startswith("xpu") else original(enabled, device)
+def _forward(run: Run, original: Any) -> Any:
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a model in the run's precision."""
+        with run.autocast():
+            return original(self, *args, **kwargs)
 
-    return autocast
-
-
-def _amp_dtype_differs(run: Run, original: Any) -> bool:
-    return run.precision.dtype not in (None, original(True, "xpu").fast_dtype)
+    return forward
 
 
 ROWS = [
     Row(
         target="ultralytics.utils.torch_utils:autocast",
-        why="it refuses bf16 on every device but CUDA and takes fp16 there",
-        source="ultralytics/utils/torch_utils.py, autocast: 'bfloat16 autocast requires CUDA …'",
-        needed=_amp_dtype_differs,
+        why="it refuses bf16 on every device but CUDA and takes fp16 there; before 8.4.111 it means CUDA's autocast",
+        source="ultralytics/utils/torch_utils.py, autocast: 'bfloat16 autocast requires CUDA …'; Lightning#21982",
+        needed=lambda run, original: run.precision.dtype is not None,
         replacement=_autocast,
     ),
     Row(
@@ -50,13 +49,13 @@ ROWS = [
     ),
 ]
 
-FINAL_EVAL_ROWS = [
+VALIDATION_ROWS = [
     Row(
-        target="ultralytics.engine.validator:autocast",
-        why="the final validation would run in fp16 though the run computed in bf16, and can overflow",
+        target="ultralytics.nn.tasks:BaseModel.forward",
+        why="validation would run in fp16 though the run computes in bf16, and can overflow",
         source="ultralytics/engine/validator.py, BaseValidator.__call__",
         needed=lambda run, original: run.precision.name == "bf16",
-        replacement=_autocast_always,
+        replacement=_forward,
         everywhere=False,
     )
 ]

@@ -27,22 +27,79 @@ class Row:
         target: What is replaced, "module:name" or "module:Class.name".
         why: What would go wrong without it.
         source: Where that can be read: an upstream issue, or a file.
-        needed: Tells, given the run and the original, whether this version needs the change for this run.
-        replacement: Makes the replacement from the run and the original.
+        needed: Tells, given the run (None for the whole process) and the original, whether this version needs it.
+        replacement: Makes the replacement from the run (or None) and the original.
         everywhere: Whether every Ultralytics module that imported the name gets the replacement (functions are
             imported by name all over Ultralytics), or the target alone.
+        optional: Whether some version that is known has no such target; then nobody is warned.
     """
 
     target: str
     why: str
     source: str
-    needed: Callable[[Run, Any], bool]
-    replacement: Callable[[Run, Any], Any]
+    needed: Callable[[Any, Any], bool]
+    replacement: Callable[[Any, Any], Any]
     everywhere: bool = True
+    optional: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module that the target is in."""
+        return self.target.partition(":")[0]
+
+    def apply(self, run: Run | None) -> Callable[[], None] | None:
+        """Make the change, where this version needs it.
+
+        Args:
+            run: The run that it is made for, or None for the whole process.
+
+        Returns:
+            What takes it back, or None where it isn't needed.
+
+        Raises:
+            LookupError: The target isn't there.
+        """
+        owner, name, original = self._find()
+        if not self.needed(run, original):
+            return None
+        replacement = self.replacement(run, original)
+        inherited = isinstance(owner, type) and name not in vars(owner)
+        for holder in _holders(name, original) if self.everywhere else [owner]:
+            setattr(holder, name, replacement)
+
+        def restore() -> None:
+            # Modules imported in the meantime hold the replacement too. Where somebody else's change came after ours,
+            # theirs stays.
+            for holder in _holders(name, replacement) if self.everywhere else [owner]:
+                if inherited:
+                    delattr(holder, name)
+                elif vars(holder).get(name) is replacement:
+                    setattr(holder, name, original)
+
+        return restore
+
+    def _find(self) -> tuple[Any, str, Any]:
+        """Return the target's owner, its name there, and the object itself."""
+        *parents, name = self.target.partition(":")[2].split(".")
+        try:
+            module = importlib.import_module(self.module)
+            owner = attrgetter(".".join(parents))(module) if parents else module
+            return owner, name, getattr(owner, name)
+        except (ImportError, AttributeError) as error:
+            raise LookupError(self.target) from error
+
+    def warn_that_it_moved(self) -> None:
+        """Say, once a process, that this version has no such target, and why that may matter."""
+        if self.target not in _warned:
+            _warned.add(self.target)
+            _LOGGER.warning(
+                f"XPU: {self.target} isn't where it was in the versions of Ultralytics that are known here, and is "
+                f"left alone. It mattered because {self.why}."
+            )
 
 
 @contextmanager
-def activated(rows: Iterable[Row], run: Run) -> Iterator[list[Row]]:
+def activated(rows: Iterable[Row], run: Run | None) -> Iterator[list[Row]]:
     """Let rows act, and put back what was there before, whatever happens.
 
     Args:
@@ -55,51 +112,22 @@ def activated(rows: Iterable[Row], run: Run) -> Iterator[list[Row]]:
     acting = []
     with ExitStack() as stack:
         for row in rows:
-            found = _find(row.target)
-            if found is None:
-                if row.target not in _warned:
-                    _warned.add(row.target)
-                    _LOGGER.warning(
-                        f"XPU: {row.target} isn't where it was in the versions of Ultralytics that are known here, and "
-                        f"is left alone. It mattered because {row.why}."
-                    )
+            try:
+                restore = row.apply(run)
+            except LookupError:
+                if not row.optional:
+                    row.warn_that_it_moved()
                 continue
-            owner, name, original = found
-            if row.needed(run, original):
+            if restore is not None:
+                stack.callback(restore)
                 acting.append(row)
-                owners = _importers(name, original) if row.everywhere else [owner]
-                stack.enter_context(_replaced(owners, name, original, row.replacement(run, original)))
         yield acting
 
 
-def _find(target: str) -> tuple[Any, str, Any] | None:
-    """Return the owner, the name and the object that a target names, or None where there is no such thing."""
-    module_name, _, path = target.partition(":")
-    *parents, name = path.split(".")
-    try:
-        module = importlib.import_module(module_name)
-        owner = attrgetter(".".join(parents))(module) if parents else module
-        return owner, name, getattr(owner, name)
-    except (ImportError, AttributeError):
-        return None
-
-
-def _importers(name: str, original: Any) -> list[Any]:
-    """Return every loaded Ultralytics module in which the name stands for the original."""
+def _holders(name: str, value: Any) -> list[Any]:
+    """Return every loaded Ultralytics module in which the name stands for the value."""
     return [
         module
         for module_name, module in list(sys.modules.items())
-        if module_name.partition(".")[0] == "ultralytics" and vars(module).get(name) is original
+        if module_name.partition(".")[0] == "ultralytics" and vars(module).get(name) is value
     ]
-
-
-@contextmanager
-def _replaced(owners: list[Any], name: str, original: Any, replacement: Any) -> Iterator[None]:
-    for owner in owners:
-        setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        for owner in owners:
-            if getattr(owner, name, None) is replacement:  # else somebody else's change came after ours: theirs stays
-                setattr(owner, name, original)

@@ -1,0 +1,39 @@
+"""Child processes get what was decided from their own environment; this process's stays as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from .rows import Row
+
+__all__ = ["row"]
+
+
+def row(module: str, environment: Mapping[str, str], why: str) -> Row:
+    """Return a row that adds variables to the environment of every child process that a module starts.
+
+    Args:
+        module: The module, which calls `subprocess.run`.
+        environment: The variables to add.
+        why: What would go wrong without them.
+    """
+
+    def stand_in(run: Any, original: Any) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **environment}
+            return subprocess.run(*args, **kwargs)
+
+        return SimpleNamespace(**{**vars(original), "run": launch})
+
+    return Row(
+        target=f"{module}:subprocess",
+        why=why,
+        source=f"{module.replace('.', '/')}.py",
+        needed=lambda run, original: bool(environment),
+        replacement=stand_in,
+        everywhere=False,
+    )
