@@ -46,9 +46,10 @@ def activate(profile: str = DEFAULT_PROFILE) -> None:
         raise RuntimeError("This PyTorch build supports XPUs itself: the simulator is for builds that don't.")
     profiles.find(profile)
     native.call("install", 1)
-    from . import collectives, torch_xpu
+    from . import collectives, composites, torch_xpu
 
     torch_xpu.install()
+    composites.install()
     collectives.install()
     _current = profile
     _show(profile)
@@ -69,13 +70,13 @@ def use_profile(name: str) -> Iterator[profiles.Profile]:
         The profile.
     """
     global _current
-    if _current is None:
-        activate(name)
+    profile = profiles.find(name)
+    activate(name)
     before = _current
     _current = name
     _show(name)
     try:
-        yield profiles.find(name)
+        yield profile
     finally:
         _current = before
         _show(before or DEFAULT_PROFILE)

@@ -117,7 +117,9 @@ class HostOrDeviceMemory final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (t_kernel_device < 0) {
+    // A number that a kernel wraps as a tensor stays on the host, as it does for a real device.
+    constexpr size_t kScalar = 16;
+    if (t_kernel_device < 0 || bytes <= kScalar) {
       return host_->allocate(bytes);
     }
     void* pointer = allocate_or_raise(t_kernel_device, bytes);

@@ -111,6 +111,9 @@ void check_device(int device) {
   if (device >= 0 && device < device_count()) {
     return;
   }
+  if (device_count() == 0) {
+    throw DeviceError("No XPU devices are available.");
+  }
   throw DeviceError(
       "The device index is out of range. It must be in [0, " + std::to_string(device_count()) + "), but got " +
       std::to_string(device) + ".");

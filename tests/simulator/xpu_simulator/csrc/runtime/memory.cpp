@@ -417,6 +417,7 @@ void write_stats(std::ostream& out, const char* name, const StatArray& stats) {
 }  // namespace
 
 void* allocate(int device, size_t bytes) {
+  check_device(device);
   check_alive();
   if (bytes == 0) {
     return nullptr;
