@@ -1,0 +1,160 @@
+"""Data-loading workers, forked and spawned; pinned batches, and copies that the host doesn't wait for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import xpu_simulator
+from yolo_xpu_trainer import XPUDetectionTrainer
+
+from .conftest import TrainingData
+
+SCRIPT = """
+import json
+import multiprocessing
+import sys
+from multiprocessing import freeze_support
+from pathlib import Path
+
+from ultralytics import YOLO
+from yolo_xpu_trainer import XPUDetectionTrainer
+
+pinned = []
+
+
+class Watching(XPUDetectionTrainer):
+    def preprocess_batch(self, batch):
+        pinned.append(batch["img"].is_pinned())
+        return super().preprocess_batch(batch)
+
+
+def main(data, method, project):
+    multiprocessing.set_start_method(method)
+    model = YOLO("yolo11n.yaml")
+    model.train(trainer=Watching, data=data, epochs=2, imgsz=32, batch=4, workers=2, plots=False, project=project)
+    trainer = model.trainer
+    seen = {
+        "workers": trainer.train_loader.num_workers,
+        "device": str(trainer.device),
+        "pinned": pinned,
+        "last": trainer.last.exists(),
+    }
+    Path("seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    freeze_support()
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_script_trains_with_workers(method: str, xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
+    if method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this platform has no fork")
+    environment = {**os.environ, **({"XPU_SIMULATOR": "arc-b580"} if xpu_simulator.is_active() else {})}
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), data("detect"), method, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["workers"] == 2
+    assert seen["device"] == "xpu:0"
+    assert len(seen["pinned"]) == 4
+    assert all(seen["pinned"])
+    assert seen["last"]
+
+
+Watch = Callable[..., tuple[list[bool], "xpu_simulator.Counts"]]
+
+
+@pytest.fixture
+def watch(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Watch:
+    """Return a function that trains two batches; it tells whether they were pinned, and how they were copied."""
+
+    def run(**options: bool) -> tuple[list[bool], xpu_simulator.Counts]:
+        pinned: list[bool] = []
+        copies = xpu_simulator.Counts()
+
+        class Watching(XPUDetectionTrainer):
+            def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+                pinned.append(batch["img"].is_pinned())
+                with xpu_simulator.count() as copied:
+                    batch = super().preprocess_batch(batch)
+                for kind, n in copied.h2d.items():
+                    copies.h2d[kind] = copies.h2d.get(kind, 0) + n
+                return batch
+
+        given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "batch": 4, "epochs": 1, "workers": 0}
+        trainer = Watching(overrides={**given, "plots": False, "val": False, "project": str(tmp_path), **options})
+        trainer.train()
+        return pinned, copies
+
+    return run
+
+
+def kinds(copies: xpu_simulator.Counts) -> set[tuple[str, str]]:
+    return {kind for kind, n in copies.h2d.items() if n}
+
+
+def test_batches_are_pinned_and_copied_while_the_host_goes_on(watch: Watch) -> None:
+    pinned, copies = watch()
+    assert pinned == [True, True]
+    assert kinds(copies) == {("pinned", "non_blocking")}
+    assert copies.h2d["pinned", "non_blocking"] >= 2 * 4  # the images, and their labels
+
+
+def test_pinning_can_be_switched_off(watch: Watch) -> None:
+    pinned, copies = watch(xpu_pin_memory=False)
+    assert pinned == [False, False]
+    assert {memory for memory, _ in kinds(copies)} == {"pageable"}
+
+
+def test_the_host_can_be_made_to_wait_for_copies(watch: Watch) -> None:
+    pinned, copies = watch(xpu_non_blocking=False)
+    assert pinned == [True, True]
+    assert kinds(copies) == {("pinned", "blocking")}
+
+
+def test_both_can_be_switched_off(watch: Watch) -> None:
+    pinned, copies = watch(xpu_pin_memory=False, xpu_non_blocking=False)
+    assert pinned == [False, False]
+    assert kinds(copies) == {("pageable", "blocking")}
+
+
+def test_validation_batches_are_pinned_as_training_batches_are(
+    xpu: torch.device, data: TrainingData, tmp_path: Path
+) -> None:
+    loaders: dict[bool, list[bool]] = {}
+    for pin in (True, False):
+        given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "workers": 0, "project": str(tmp_path)}
+        trainer = XPUDetectionTrainer(overrides={**given, "plots": False, "epochs": 1, "xpu_pin_memory": pin})
+        trainer.train()
+        loaders[pin] = [trainer.train_loader.pin_memory, trainer.test_loader.pin_memory]
+    assert loaders == {True: [True, True], False: [False, False]}
+
+
+def test_a_run_on_the_cpu_keeps_upstreams_loader(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
+    given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "plots": False, "project": str(tmp_path)}
+    trainer = XPUDetectionTrainer(overrides={**given, "device": "cpu", "epochs": 1})
+    pinned = []
+    trainer.add_callback("on_train_start", lambda trainer: pinned.append(trainer.train_loader.pin_memory))
+    trainer.train()
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    plain = DetectionTrainer(overrides={**given, "device": "cpu", "epochs": 1})
+    plain.add_callback("on_train_start", lambda trainer: pinned.append(trainer.train_loader.pin_memory))
+    plain.train()
+    assert pinned[0] == pinned[1]
