@@ -72,7 +72,16 @@ def _build(compiler: str, flags: list[str], libraries: Path, folder: Path) -> No
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, sources))
-        link = ["-shared", "-o", str(temporary / LIBRARY), *objects, f"-L{libraries}", "-ltorch_cpu", "-lc10"]
+        link = [
+            "-shared",
+            "-o",
+            str(temporary / LIBRARY),
+            *objects,
+            f"-L{libraries}",
+            "-ltorch_python",
+            "-ltorch_cpu",
+            "-lc10",
+        ]
         _run([compiler, *link, f"-Wl,-rpath,{libraries}"])
         for path in objects:
             os.unlink(path)

@@ -16,6 +16,9 @@ _INT, _LONG, _DOUBLE, _TEXT = ctypes.c_int, ctypes.c_int64, ctypes.c_double, cty
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "install": (_INT, [_INT]),
     "install_collectives": (_INT, []),
+    "register_fork_handler": (None, []),
+    "is_in_bad_fork": (_INT, []),
+    "require_initialization": (None, []),
     "hand_out_default_generators": (None, [_INT]),
     "last_error": (_TEXT, []),
     "add_device": (None, [_TEXT, _LONG, _LONG, _INT, _INT]),

@@ -17,8 +17,6 @@ TORCH_VERSION_XPU = "20260000"  # the SYCL compiler's version, in torch.version.
 
 DEVICE_TYPE = 12  # c10::DeviceType::XPU
 
-_in_bad_fork = False
-
 
 def _lost() -> None:
     native.check("check_alive")
@@ -132,6 +130,7 @@ def _init() -> None:
     _lost()
     if not native.call("device_count"):
         raise RuntimeError("No XPU devices are available.")
+    native.call("register_fork_handler")
     native.call("hand_out_default_generators", 1)
     try:
         generators = tuple(torch.Generator(device=f"xpu:{i}") for i in range(native.call("device_count")))
@@ -193,7 +192,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "_xpu_setDevice": _set_device,
         "_xpu_exchangeDevice": _exchange_device,
         "_xpu_maybeExchangeDevice": _exchange_device,
-        "_xpu_isInBadFork": lambda: _in_bad_fork,
+        "_xpu_isInBadFork": lambda: bool(native.call("is_in_bad_fork")),
         "_xpu_synchronize": lambda index: native.check("synchronize", index),
         "_xpu_emptyCache": _native("empty_cache"),
         "_xpu_memoryStats": lambda index: native.read_json("memory_stats", index),
@@ -240,12 +239,6 @@ def install() -> None:
     # A build with two accelerators is refused here and there; this one had no GPU for the other anyway.
     vars(torch.cuda)["_is_compiled"] = lambda: False
     torch.version.xpu = TORCH_VERSION_XPU
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _after_fork() -> None:
-    global _in_bad_fork
-    _in_bad_fork = _in_bad_fork or torch.xpu._initialized
 
 
 def forget() -> None:
@@ -253,6 +246,7 @@ def forget() -> None:
     was_initialized = torch.xpu._initialized
     vars(torch.xpu).update(_cached_device_count=None, _initialized=False)
     torch.xpu.get_device_capability.cache_clear()
+    native.call("require_initialization")
     if was_initialized and native.call("device_count"):
         native.call("set_device", 0)
         torch.xpu.init()

@@ -107,8 +107,24 @@ bool returns_work(const c10::Argument& result) {
   return result.type()->str().find("c10d.Work") != std::string::npos;
 }
 
+// xccl takes these two as flat memory, gloo by their first dimension.
+bool is_flat(const std::string& name) {
+  return name == "c10d::_allgather_base_" || name == "c10d::_reduce_scatter_base_";
+}
+
+void flatten(Stack* stack, size_t base) {
+  for (size_t i = base; i < base + 2; i++) {
+    at::Tensor tensor = (*stack)[i].toTensor();
+    TORCH_CHECK(tensor.is_contiguous(), "Tensors must be contiguous");
+    (*stack)[i] = tensor.view({-1});
+  }
+}
+
 void collective(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   auto aliases = std::make_shared<Aliases>();
+  if (is_flat(op.schema().name())) {
+    flatten(stack, stack->size() - op.schema().arguments().size());
+  }
   run_on_host(op, op, stack, *aliases);
   const auto& results = op.schema().returns();
   const size_t base = stack->size() - results.size();
