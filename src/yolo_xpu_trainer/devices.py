@@ -134,7 +134,7 @@ def why_none() -> NoXPUReason | None:
         return NoXPUReason(
             wrong_build=True,
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
-            remedy=f"Install an XPU build: {XPU_WHEELS}",
+            remedy=f"Install an XPU build: `{XPU_WHEELS}`.",
         )
     masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if k in os.environ}
     if masks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -51,12 +51,14 @@ class Run:
         indices: Every XPU of the run; more than one means DDP, one process each.
         precision: How it computes.
         options: The `xpu_*` options.
+        resumed: What the checkpoint that it resumes remembers; empty for a new run.
     """
 
     device: DeviceInfo
     indices: tuple[int, ...]
     precision: Precision
     options: Options
+    resumed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device_string(self) -> str:

@@ -105,7 +105,7 @@ class XPUTrainer:
             return
         precision = self._decide_precision(indices, saved)
         options = Options.build(self._given, saved.get("options", {}))
-        self.xpu = Run(devices.info(indices[0]), indices, precision, options)
+        self.xpu = Run(devices.info(indices[0]), indices, precision, options, saved)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
 

@@ -13,24 +13,25 @@ from ..upstream import Row, activated
 __all__: list[str] = []
 
 
-def _remembering(run: Run, original: Any) -> Any:
+def _saver(settings: dict[str, Any], original: Any) -> Any:
     def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Save, with what the run decided added to a checkpoint."""
         if isinstance(obj, dict) and "train_args" in obj:
-            obj = {**obj, CHECKPOINT_KEY: run.settings()}
+            obj = {**obj, CHECKPOINT_KEY: settings}
         return original(obj, *args, **kwargs)
 
     return save
 
 
-_SAVE = Row(
-    target="torch:save",
-    why="what the run decided would be lost on resume",
-    source="ultralytics/engine/trainer.py, save_model: the checkpoint's keys are fixed there",
-    needed=lambda run, original: True,
-    replacement=_remembering,
-    everywhere=False,
-)
+def _remembering(settings: dict[str, Any]) -> Row:
+    return Row(
+        target="torch:save",
+        why="what the run decided would be lost on resume",
+        source="ultralytics/engine/trainer.py, save_model: the checkpoint's keys are fixed there",
+        needed=lambda run, original: True,
+        replacement=lambda run, original: _saver(settings, original),
+        everywhere=False,
+    )
 
 
 @hookimpl
@@ -41,9 +42,13 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
     Ultralytics refuses to resume a `device='xpu:0'` where there is no XPU: "Invalid XPU" (8.4.190), "Invalid CUDA
     'device=xpu:0'" (8.3.0).
     """
+    run: Run = trainer.xpu
+    settings = run.settings()
+    if run.precision.needs_scaler:  # which Ultralytics saves since 8.3.220 or so
+        settings["scaler"] = trainer.scaler.state_dict()
     device, trainer.args.device = trainer.args.device, None
     try:
-        with activated([_SAVE], trainer.xpu):
+        with activated([_remembering(settings)], run):
             yield
     finally:
         trainer.args.device = device

@@ -48,6 +48,8 @@ def xpu_before_resume(trainer: Any) -> None:
     if run.precision.dtype and not trainer.amp:  # rank 0 of a DDP run found against it and told the others
         run.fall_back_to_fp32("this run's check of mixed precision failed")
     trainer.scaler = GradScaler("xpu", enabled=run.precision.needs_scaler)
+    if run.precision.needs_scaler and (state := run.resumed.get("scaler")):
+        trainer.scaler.load_state_dict(state)
 
 
 @hookimpl

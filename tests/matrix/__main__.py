@@ -1,0 +1,128 @@
+"""Run what this package promises on many versions of Ultralytics, and print a table: version × capability.
+
+`python -m tests.matrix` takes the sample that CI has time for, `--all` every version, `--versions 8.3.0 8.4.60` those.
+One torch serves them all: each version is put in front of it, `pip install --no-deps --target`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+VERSIONS = (
+    "8.3.0 8.3.40 8.3.80 8.3.120 8.3.163 8.3.200 8.3.240 "
+    "8.4.0 8.4.21 8.4.60 8.4.87 8.4.110 8.4.111 8.4.140 8.4.190"
+).split()
+SAMPLE = ["8.3.0", "8.4.60", "8.4.110", "8.4.190"]
+PROFILES = ["arc-b580", "arc-a770"]
+CHECKS = Path(__file__).with_name("checks.py")
+
+# What versions need beside what the newest needs: their wheels' METADATA, and numpy.trapz, which numpy 2.4 removed.
+OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo"]
+OLD_NUMPY = "numpy==2.1.1"
+
+
+def overlay(version: str, cache: Path) -> list[Path]:
+    """Return the directories that put a version of Ultralytics in front of the installed one, made where missing."""
+    made = [_installed(cache / f"ultralytics-{version}", [f"ultralytics=={version}"])]
+    numbers = tuple(map(int, version.split(".")))
+    if numbers <= (8, 3, 163):
+        made.append(_installed(cache / "old-requirements", OLD_REQUIREMENTS))
+    if numbers < (8, 3, 120):
+        made.append(_installed(cache / "old-numpy", [OLD_NUMPY]))
+    return made
+
+
+def _installed(target: Path, requirements: list[str]) -> Path:
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as partial:
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *requirements]
+            subprocess.run(command, check=True)
+            Path(partial).rename(target)
+            Path(partial).mkdir()  # for the context manager to remove
+    return target
+
+
+def run_checks(version: str, profile: str, cache: Path) -> dict[str, str]:
+    """Run every check for one version on one simulated device, each in a process of its own.
+
+    Returns:
+        "ok", or the last line of what went wrong, by capability.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, overlay(version, cache))),
+            "XPU_SIMULATOR": profile,
+            "YOLO_CONFIG_DIR": scratch,
+            "YOLO_OFFLINE": "true",
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "Agg",
+        }
+        done = subprocess.run(
+            [sys.executable, str(CHECKS), version, profile],
+            cwd=scratch,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            check=False,
+        )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"capability"')]
+    results = {line["capability"]: line["result"] for line in lines}
+    if done.returncode or not results:
+        results["process"] = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every version, on every profile")
+    parser.add_argument("--versions", nargs="+", default=SAMPLE)
+    parser.add_argument("--profiles", nargs="+", default=PROFILES[:1])
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ultralytics-versions")
+    args = parser.parse_args()
+    versions, profiles = (VERSIONS, PROFILES) if args.all else (args.versions, args.profiles)
+    args.cache.mkdir(parents=True, exist_ok=True)
+
+    console = Console(width=160 if not sys.stdout.isatty() else None)
+    results: dict[tuple[str, str], dict[str, str]] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(versions) * len(profiles))
+        for version in versions:
+            for profile in profiles:
+                progress.update(task, description=f"{version} {profile}")
+                results[version, profile] = run_checks(version, profile, args.cache)
+                progress.advance(task)
+
+    capabilities = list(dict.fromkeys(c for found in results.values() for c in found))
+    table = Table("Ultralytics", "device", *capabilities)
+    for (version, profile), found in results.items():
+        marks = [{"ok": "✓"}.get(found.get(c, "-"), "-" if c not in found else "✗") for c in capabilities]
+        table.add_row(version, profile, *marks)
+    console.print(table)
+    failures = [
+        f"{version} {profile} {capability}: {result}"
+        for (version, profile), found in results.items()
+        for capability, result in found.items()
+        if result != "ok"
+    ]
+    for failure in failures:
+        console.print(failure, soft_wrap=True, markup=False)
+    passed = sum(result == "ok" for found in results.values() for result in found.values())
+    print(f"{passed} passed, {len(failures)} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,254 @@
+"""What is checked on one version of Ultralytics and one simulated device. Nothing of this package is imported.
+
+A capability a function; each prints a line of JSON. The command line is run as its user runs it, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+DTYPE = {"arc-b580": "bfloat16", "arc-a770": "bfloat16", "core-ultra-155h": "float16"}
+
+
+def make_data(root: Path) -> Path:
+    """Draw a tiny detection data set: bright rectangles of three colours on noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        images, labels = root / "images" / split, root / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+            lines = []
+            for _ in range(2):
+                c, (w, h) = int(rng.integers(3)), rng.integers(14, 30, 2)
+                x, y = rng.integers(0, 64 - w), rng.integers(0, 64 - h)
+                image[y : y + h, x : x + w, c] = 255
+                lines.append(f"{c} {(x + w / 2) / 64} {(y + h / 2) / 64} {w / 64} {h / 64}")
+            cv2.imwrite(str(images / f"{i}.png"), image)
+            (labels / f"{i}.txt").write_text("\n".join(lines))
+    path = root / "data.yaml"
+    path.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [r, g, b]\n")
+    return path
+
+
+class Checks:
+    """The checks, in an order in which each may use what an earlier one made."""
+
+    def __init__(self, profile: str) -> None:
+        self.profile = profile
+        self.data = str(make_data(Path.cwd() / "data"))
+        self.runs = Path.cwd() / "runs"
+        self.best = self.runs / "train" / "weights" / "best.pt"
+        self.common: dict[str, Any] = {
+            "data": self.data,
+            "imgsz": 64,
+            "batch": 4,
+            "workers": 0,
+            "plots": False,
+            "project": str(self.runs / "py"),
+        }
+
+    def run(self) -> None:
+        """Run every check, and say of each what came of it."""
+        checks: list[Callable[[], None]] = [
+            self.seed_case,
+            self.command_line,
+            self.val,
+            self.predict,
+            self.resume,
+            self.pinned_loading,
+            self.autobatch,
+            self.plain_trainer,
+            self.restored,
+        ]
+        for check in checks:
+            try:
+                check()
+                result = "ok"
+            except BaseException as error:
+                traceback.print_exc()
+                result = f"{type(error).__name__}: {error}".splitlines()[0]
+            print("\n" + json.dumps({"capability": check.__name__.replace("_", " "), "result": result}), flush=True)
+
+    def seed_case(self) -> None:
+        """`model.to("xpu:0")` then `train()`: on the XPU from the first batch to the final validation, autocast acting."""
+        import torch
+        from ultralytics import YOLO
+
+        seen: dict[str, set[str]] = {"batch": set(), "conv": set(), "validated": set()}
+
+        def look(trainer: Any) -> None:
+            parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+            assert {str(p.device) for p in parameters} == {"xpu:0"}
+            unwrapped = getattr(trainer.model, "module", trainer.model)
+            unwrapped.model[0].conv.register_forward_hook(
+                lambda module, inputs, output: (
+                    seen["batch"].add(str(inputs[0].device)),
+                    seen["conv"].add(str(output.dtype).removeprefix("torch.")),
+                )[0]
+            )
+
+        def look_at_validation(validator: Any) -> None:
+            seen["validated"].add(str(validator.device))
+
+        model = YOLO("yolo11n.yaml")
+        model = model.to(torch.device("xpu:0"))
+        model.add_callback("on_train_start", look)
+        model.add_callback("on_val_end", look_at_validation)
+        model.train(epochs=2, name="seed", **self.common)
+        assert seen["batch"] == {"xpu:0"}, seen
+        assert seen["conv"] == {DTYPE[self.profile]}, seen
+        assert seen["validated"] == {"xpu:0"}, seen
+        assert all(math.isfinite(float(v)) for v in model.trainer.metrics.values()), model.trainer.metrics
+        checkpoint = torch.load(model.trainer.last, map_location="cpu", weights_only=False)
+        assert checkpoint["train_args"]["device"] is None
+        assert isinstance(checkpoint["train_args"]["amp"], bool)
+        assert checkpoint["xpu_trainer"]["device"] == "xpu:0"
+
+    def command_line(self) -> None:
+        """`yolo train` with no device at all, and with `trainer=` and an option."""
+        command = [*_yolo(), "train", "model=yolo11n.yaml", f"data={self.data}", "imgsz=64", "batch=4", "plots=False"]
+        command += ["workers=0", "epochs=1", f"project={self.runs}", "name=train"]
+        text = _run(command)
+        assert "xpu:0 Intel" in text, text
+        assert "bf16 because" in text or "fp16 because" in text, text
+        assert self.best.exists()
+        text = _run([*command[:-1], "name=named", "trainer=xpu", "xpu_pin_memory=False", "device=xpu:0", "amp=bf16"])
+        assert "amp='bf16' asks for it" in text, text
+        arguments = (self.runs / "named" / "args.yaml").read_text()
+        assert "xpu_pin_memory" not in arguments
+        assert "trainer" not in arguments
+
+    def val(self) -> None:
+        """`val` on an index, where there is no CUDA, in Python and on the command line."""
+        from ultralytics import YOLO
+
+        model = YOLO(self.best)
+        metrics = model.val(data=self.data, imgsz=64, device=0, plots=False, workers=0, xpu_pin_memory=True)
+        assert math.isfinite(metrics.box.map)
+        text = _run([*_yolo(), "val", f"model={self.best}", f"data={self.data}", "imgsz=64", "device=xpu", "plots=False"])
+        assert "xpu:0 Intel" in text, text
+
+    def predict(self) -> None:
+        """`predict` on an XPU, in Python and on the command line."""
+        from ultralytics import YOLO
+
+        source = str(Path("data/images/val/0.png"))
+        result = YOLO(self.best).predict(source, imgsz=64, device="xpu:0", conf=0.0001, verbose=False)[0]
+        assert result.boxes.data.device.type == "xpu", result.boxes.data.device
+        report = Path.cwd() / "launches.json"
+        command = [*_yolo(), "predict", f"model={self.best}", f"source={source}", "imgsz=64", "save=False"]
+        _run(command, XPU_SIMULATOR_REPORT=str(report))  # before 8.3.200 or so, its output doesn't name the device
+        written = list(Path.cwd().glob("launches*.json"))
+        assert written
+        assert json.loads(written[0].read_text())["launches"] > 100
+
+    def resume(self) -> None:
+        """A run that was interrupted goes on, on the same device, in the same precision."""
+        import torch
+        from ultralytics import YOLO
+
+        class Interrupted(Exception):
+            pass
+
+        def interrupt(trainer: Any) -> None:
+            raise Interrupted
+
+        model = YOLO("yolo11n.yaml")
+        model.add_callback("on_model_save", interrupt)
+        try:
+            model.train(epochs=3, name="resumed", device="xpu:0", amp="fp16", **self.common)
+        except Interrupted:
+            pass
+        last = model.trainer.last
+        scale = torch.load(last, map_location="cpu", weights_only=False)["xpu_trainer"].get("scaler", {}).get("scale")
+        model = YOLO(last)
+        scales: list[float] = []
+        model.add_callback("on_train_start", lambda trainer: scales.append(trainer.scaler.get_scale()))
+        model.train(resume=True)
+        assert model.trainer.start_epoch == 1
+        assert str(model.trainer.device) == "xpu:0"
+        assert model.trainer.xpu.precision.name == "fp16"
+        assert scales == [scale], (scales, scale)
+
+    def pinned_loading(self) -> None:
+        """With worker processes, batches arrive in pinned memory and are copied without waiting."""
+        import xpu_simulator
+        from ultralytics import YOLO
+
+        model = YOLO("yolo11n.yaml")
+        with xpu_simulator.count() as counts:
+            model.train(epochs=1, name="pinned", device="xpu:0", val=False, **{**self.common, "workers": 2})
+        batches = 2
+        assert counts.h2d["pinned", "non_blocking"] >= batches, counts.h2d
+        pageable = [line for line in counts.h2d_lines if "preprocess_batch" in str(line) and "pageable" in str(line)]
+        assert not pageable, pageable
+
+    def autobatch(self) -> None:
+        """`batch=-1` finds a batch size by the XPU's memory."""
+        from ultralytics import YOLO
+
+        model = YOLO("yolo11n.yaml")
+        model.train(epochs=1, name="auto", device="xpu:0", val=False, **{**self.common, "batch": -1})
+        assert model.trainer.batch_size >= 1
+        assert model.trainer.args.batch == model.trainer.batch_size
+
+    def plain_trainer(self) -> None:
+        """A trainer that isn't ours trains on the XPU too, and what it goes without is said."""
+        from ultralytics import YOLO
+        from ultralytics.models.yolo.detect import DetectionTrainer
+
+        class MyTrainer(DetectionTrainer):
+            pass
+
+        model = YOLO("yolo11n.yaml")
+        model.train(trainer=MyTrainer, epochs=1, name="plain", device="xpu:0", amp=False, **self.common)
+        assert str(model.trainer.device) == "xpu:0"
+        assert type(model.trainer) is MyTrainer
+
+    def restored(self) -> None:
+        """After deactivation nothing of this package is left in Ultralytics."""
+        from yolo_xpu_trainer.upstream.process import process_rows
+
+        assert process_rows().acting
+        process_rows().deactivate()
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] != "ultralytics":
+                continue
+            for owner in [module, *(v for v in vars(module).values() if isinstance(v, type))]:
+                for key, value in list(vars(owner).items()):
+                    home = getattr(value, "__globals__", {}).get("__name__", "")
+                    assert not home.startswith("yolo_xpu_trainer"), (name, owner, key)
+
+
+def _yolo() -> list[str]:
+    """Return the command that `yolo` is, of the version that this process has."""
+    return [sys.executable, "-c", "from ultralytics.cfg import entrypoint; entrypoint()"]
+
+
+def _run(command: list[str], **environment: str) -> str:
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-2000:]
+    return text
+
+
+if __name__ == "__main__":
+    import ultralytics
+
+    assert ultralytics.__version__ == sys.argv[1], ultralytics.__version__
+    shutil.rmtree("runs", ignore_errors=True)
+    Checks(sys.argv[2]).run()
