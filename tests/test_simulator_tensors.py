@@ -68,6 +68,8 @@ def test_deepcopy_and_pickle_keep_the_device_and_the_values(xpu):
         lambda device, host: device @ host,
         lambda device, host: torch.cat((device, host)),
         lambda device, host: host.add_(device),
+        lambda device, host: host[0, 0].add_(device[0, 0]),
+        lambda device, host: device.index_select(0, host[0].long()),
         lambda device, host: torch.nn.functional.linear(device, host),
         lambda device, host: torch.where(device > 0, device, host),
     ],

@@ -88,6 +88,9 @@ def _show(name: str) -> None:
 
     profile = profiles.find(name)
     native.call("empty_cache")
+    for device in range(profiles.MAX_DEVICES):
+        native.call("reset_peak_stats", device)
+        native.call("reset_accumulated_stats", device)
     if profile.properties is not None:
         properties = profile.properties
         capacity = int(os.environ.get(CAPACITY_VARIABLE) or properties.total_memory)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 MB = 1 << 20
 GB = 1 << 30
 
+MAX_DEVICES = 16  # as many as csrc/runtime/device.h has room for
+
 
 @dataclass(frozen=True)
 class Properties:

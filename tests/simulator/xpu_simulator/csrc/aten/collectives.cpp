@@ -120,11 +120,36 @@ void flatten(Stack* stack, size_t base) {
   }
 }
 
+c10::Device device_of(const IValue& value) {
+  if (value.isTensor() && value.toTensor().defined()) {
+    return value.toTensor().device();
+  }
+  if (value.isTensorList() || value.isList()) {
+    for (const IValue& element : value.toListRef()) {
+      return device_of(element);
+    }
+  }
+  return c10::DeviceType::CPU;
+}
+
+c10::Device device_of_arguments(const IValue* arguments, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    const c10::Device device = device_of(arguments[i]);
+    if (device.type() == kXPU) {
+      return device;
+    }
+  }
+  return c10::Device(kXPU, static_cast<c10::DeviceIndex>(current_device()));
+}
+
 void collective(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   auto aliases = std::make_shared<Aliases>();
+  const size_t n_arguments = op.schema().arguments().size();
+  const size_t first = stack->size() - n_arguments;
   if (is_flat(op.schema().name())) {
-    flatten(stack, stack->size() - op.schema().arguments().size());
+    flatten(stack, first);
   }
+  const c10::Device device = device_of_arguments(stack->data() + first, n_arguments);
   run_on_host(op, op, stack, *aliases);
   const auto& results = op.schema().returns();
   const size_t base = stack->size() - results.size();
@@ -134,7 +159,7 @@ void collective(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack
     }
     IValue& value = (*stack)[base + i];
     value = IValue(c10::static_intrusive_pointer_cast<c10d::Work>(c10::make_intrusive<DeviceWork>(
-        value.toCustomClass<c10d::Work>(), aliases, c10::Device(kXPU, current_device()))));
+        value.toCustomClass<c10d::Work>(), aliases, device)));
   }
 }
 

@@ -47,7 +47,8 @@ bool starts_with(const std::string& text, const char* prefix) {
 
 bool takes_host_indices(const std::string& name) {
   static const char* const kPrefixes[] = {
-      "aten::index", "aten::_index_put_impl_", "aten::_unsafe_index", "aten::_pack_padded_sequence", "aten::_ctc_loss"};
+      "aten::index.", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index",
+      "aten::_pack_padded_sequence", "aten::_ctc_loss"};
   return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](const char* p) { return starts_with(name, p); });
 }
 
@@ -176,16 +177,16 @@ bool is_double(const Tensor& tensor) {
 struct Arguments {
   Device device{kXPU, -1};
   bool any_on_device = false;
-  bool any_on_host = false;  // other than scalars
+  bool any_on_host = false;  // other than scalars that are only read
   bool any_double = false;
   size_t host_bytes = 0;
 
-  void see(const Tensor& tensor) {
+  void see(const Tensor& tensor, bool is_written) {
     if (!tensor.defined()) {
       return;
     }
     if (!tensor.is_xpu()) {
-      if (tensor.is_cpu() && tensor.dim() > 0) {
+      if (tensor.is_cpu() && (tensor.dim() > 0 || is_written)) {
         any_on_host = true;
         host_bytes += tensor.nbytes();
       }
@@ -332,7 +333,7 @@ void run_on_host(
       written.push_back({static_cast<int>(i), argument, IValue()});
     }
     map_tensors(argument, [&](const Tensor& tensor) {
-      seen.see(tensor);
+      seen.see(tensor, op.is_written[i]);
       return aliases.to_host(tensor);
     });
     if (op.is_written[i]) {

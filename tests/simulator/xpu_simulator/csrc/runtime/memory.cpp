@@ -184,6 +184,12 @@ class CachingAllocator {
     return stats_;
   }
 
+  void reset_counts() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats_.num_alloc_retries = 0;
+    stats_.num_ooms = 0;
+  }
+
   template <class Change>
   void change_stats(Change change) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -491,6 +497,7 @@ void reset_accumulated_stats(int device) {
     stat.allocated = 0;
     stat.freed = 0;
   });
+  allocator(device).reset_counts();
 }
 
 std::pair<int64_t, int64_t> memory_info(int device) {
