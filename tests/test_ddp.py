@@ -1,0 +1,242 @@
+"""Training on two XPUs: one process each, which knows of the run what its environment says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import xpu_simulator
+
+from .conftest import TrainingData
+
+# What a user would write; the callbacks reach the workers with the trainer.
+SCRIPT = """
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from ultralytics import YOLO
+
+{imports}
+
+
+def note(trainer):
+    inside = torch.ones(2, 2, device=trainer.device, requires_grad=True)
+    with trainer.xpu.autocast():
+        dtype = (inside @ inside).dtype
+    seen = {{
+        "class": type(trainer).__name__,
+        "device": str(trainer.device),
+        "xpu": trainer.xpu.device.index,
+        "current": torch.xpu.current_device(),
+        "weights": sorted({{str(p.device) for p in trainer.model.parameters()}}),
+        "loss": str(trainer.loss.device),
+        "precision": trainer.xpu.precision.name,
+        "dtype": str(dtype),
+        "scaler": type(trainer.scaler).__module__,
+        "scaling": trainer.scaler.is_enabled(),
+        "options": trainer.xpu.options.as_dict(),
+        "pinned": trainer.train_loader.pin_memory,
+        "world_size": trainer.world_size,
+        "sum": float(sum(p.detach().double().sum() for p in trainer.model.parameters())),
+    }}
+    Path(f"rank{{os.environ['RANK']}}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    before = dict(os.environ)
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_epoch_end", note)
+    error = None
+    try:
+        model.train(
+            trainer={trainer},
+            data=sys.argv[1],
+            epochs=1,
+            imgsz=32,
+            batch=4,
+            workers=0,
+            plots=False,
+            project=os.getcwd(),
+            name="run",
+            **json.loads(sys.argv[2]),
+        )
+    except Exception as caught:
+        error = repr(caught)
+    after = dict(os.environ)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    Path("parent.json").write_text(json.dumps({{"error": error, "changed": changed}}))
+"""
+
+MINE = """
+from ultralytics.models.yolo.detect import DetectionTrainer
+from yolo_xpu_trainer import XPUTrainer
+
+
+class MyTrainer(DetectionTrainer):
+    pass
+
+
+class Mine(XPUTrainer, MyTrainer):
+    pass
+"""
+
+
+@dataclass
+class Result:
+    """What a run on two XPUs leaves behind.
+
+    Attributes:
+        ranks: What each worker noted.
+        parent: What the launching process noted.
+        weights: The folder of its checkpoints.
+        output: What all of them printed.
+    """
+
+    ranks: list[dict[str, Any]]
+    parent: dict[str, Any]
+    weights: Path
+    output: str
+
+
+def run(folder: Path, data: str, trainer: str, imports: str, arguments: dict[str, Any], **variables: str) -> Result:
+    """Run a script that trains on two XPUs, and gather what was noted."""
+    (folder / "mine.py").write_text(MINE)
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(trainer=trainer, imports=imports))
+    done = subprocess.run(
+        [sys.executable, str(script), data, json.dumps(arguments)],
+        env={**os.environ, "XPU_SIMULATOR": "max-1550", **variables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    parent = json.loads((folder / "parent.json").read_text())
+    assert parent["error"] is None, output
+    ranks = [json.loads((folder / f"rank{i}.json").read_text()) for i in range(2)]
+    return Result(ranks, parent, folder / "run" / "weights", output)
+
+
+@pytest.fixture(scope="module")
+def explicit(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A trainer of ours, with everything asked for."""
+    arguments = {"device": "xpu:0,1", "amp": "fp16", "xpu_pin_memory": False, "xpu_non_blocking": False}
+    imports = "from yolo_xpu_trainer import XPUDetectionTrainer"
+    return run(tmp_path_factory.mktemp("explicit"), data("detect"), "XPUDetectionTrainer", imports, arguments)
+
+
+@pytest.fixture(scope="module")
+def own(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A trainer of the user's own, on the devices in reverse, with everything left to us but one variable."""
+    folder = tmp_path_factory.mktemp("own")
+    return run(
+        folder, data("detect"), "Mine", "from mine import Mine", {"device": [1, 0]}, YOLO_XPU_NON_BLOCKING="false"
+    )
+
+
+pytestmark = pytest.mark.skipif(
+    torch._C._has_xpu and not xpu_simulator.is_active(), reason="two simulated XPUs are needed"
+)
+
+
+def test_each_rank_trains_on_a_device_of_its_own(explicit: Result) -> None:
+    for rank, seen in enumerate(explicit.ranks):
+        assert seen["device"] == seen["loss"] == f"xpu:{rank}"
+        assert seen["weights"] == [f"xpu:{rank}"]
+        assert seen["xpu"] == seen["current"] == rank
+        assert seen["world_size"] == 2
+
+
+def test_the_order_of_devices_is_that_of_the_ranks(own: Result) -> None:
+    assert [seen["device"] for seen in own.ranks] == ["xpu:1", "xpu:0"]
+    assert [seen["xpu"] for seen in own.ranks] == [1, 0]
+
+
+def test_both_ranks_end_up_with_the_same_weights(explicit: Result, own: Result) -> None:
+    for result in (explicit, own):
+        assert result.ranks[0]["sum"] == pytest.approx(result.ranks[1]["sum"], rel=1e-6)
+
+
+def test_the_precision_asked_for_reaches_every_worker(explicit: Result) -> None:
+    for seen in explicit.ranks:
+        assert seen["precision"] == "fp16"
+        assert seen["dtype"] == "torch.float16"
+        assert seen["scaler"] == "yolo_xpu_trainer.amp"
+        assert seen["scaling"]
+
+
+def test_a_precision_not_asked_for_is_every_workers_own_choice(own: Result) -> None:
+    for seen in own.ranks:
+        assert seen["precision"] == "bf16"
+        assert seen["dtype"] == "torch.bfloat16"
+        assert not seen["scaling"]
+
+
+def test_options_reach_every_worker(explicit: Result, own: Result) -> None:
+    for seen in explicit.ranks:
+        assert seen["options"]["pin_memory"] is False
+        assert seen["options"]["non_blocking"] is False
+        assert seen["pinned"] is False
+    for seen in own.ranks:
+        assert seen["options"]["pin_memory"] is True
+        assert seen["options"]["non_blocking"] is False
+        assert seen["pinned"] is True
+
+
+def test_the_launching_process_keeps_its_environment(explicit: Result, own: Result) -> None:
+    torchs_own = {"TORCHINDUCTOR_CACHE_DIR"}
+    assert set(explicit.parent["changed"]) <= torchs_own
+    assert set(own.parent["changed"]) <= torchs_own
+
+
+def test_a_users_own_trainer_is_what_the_workers_run(explicit: Result, own: Result) -> None:
+    assert [seen["class"] for seen in own.ranks] == ["Mine", "Mine"]
+    assert [seen["class"] for seen in explicit.ranks] == ["XPUDetectionTrainer", "XPUDetectionTrainer"]
+
+
+def test_the_checkpoint_is_one_of_a_single_device_run_but_for_what_we_remember(explicit: Result, own: Result) -> None:
+    for result, device, precision in ((explicit, "xpu:0,1", "fp16"), (own, "xpu:1,0", "bf16")):
+        for name in ("last.pt", "best.pt"):
+            checkpoint = torch.load(result.weights / name, map_location="cpu", weights_only=False)
+            assert checkpoint["train_args"]["device"] is None
+            assert isinstance(checkpoint["train_args"]["amp"], bool)
+            assert not [key for key in checkpoint["train_args"] if "xpu" in key]
+            assert checkpoint["xpu_trainer"]["device"] == device
+            assert checkpoint["xpu_trainer"]["precision"] == precision
+            assert type(checkpoint["model"]).__name__ == "DetectionModel"
+            assert next(checkpoint["model"].parameters()).device.type == "cpu"
+
+
+def test_a_run_says_once_what_it_runs_on(explicit: Result) -> None:
+    assert explicit.output.count("XPU:\033[0m") + explicit.output.count("XPU: xpu:") == 1
+    assert "and 1 more" in explicit.output
+
+
+def test_a_device_that_is_not_there_starts_no_worker(
+    xpu: torch.device, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics import YOLO
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+    from yolo_xpu_trainer.errors import NoSuchXPUError
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "run", never)
+    with pytest.raises(NoSuchXPUError):
+        YOLO("yolo11n.yaml").train(
+            trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0,1", project=str(tmp_path)
+        )
