@@ -16,6 +16,8 @@ from .errors import XPUTrainerError
 
 COMMANDS = {
     "demo": "train a small detector of handwritten digits, from nothing to a picture of its predictions",
+    "doctor": "say which XPUs there are, what they can do, and why there is none",
+    "plugins": "show which plugin implements which hook, in which order they are asked",
 }
 """Name of each command, and what it does in a few words."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 from rich.console import Console
 from rich.table import Table
 
 from . import devices
 from .plugins import manager
+from .upstream.process import process_rows
 
 __all__ = ["add_arguments", "run"]
 
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is here.
+    """Print what is here, and what of Ultralytics is changed.
 
     Returns:
         0 where there is an XPU, 1 where there is none.
@@ -27,22 +29,44 @@ def run(args: argparse.Namespace) -> int:
     from ultralytics import __version__ as ultralytics_version
 
     console = Console()
-    console.print(f"torch {torch.__version__}, Ultralytics {ultralytics_version}")
+    console.print(f"torch {torch.__version__}, Ultralytics {ultralytics_version}", highlight=False)
     reason = devices.why_none()
-    if reason is not None:
-        console.print(f"[bold]No XPU[/]: {reason.seen}. {reason.remedy}", soft_wrap=True)
-        return 1
-    table = Table("device", "memory", "free", "float64", "matrix units", "integrated", "driver", "precision")
-    for device in devices.available():
-        free = device.free_memory()
-        precision = manager().hook.xpu_precision(device=device, requested=True)
-        table.add_row(
-            str(device),
-            f"{device.total_memory / 2**30:.1f} GiB",
-            "unknown" if free is None else f"{free / 2**30:.1f} GiB",
-            *("yes" if has else "no" for has in (device.has_fp64, device.has_matrix_units, device.integrated)),
-            device.driver,
-            precision.name,
-        )
-    console.print(table)
-    return 0
+    if reason is None:
+        console.print(_devices())
+    else:
+        console.print(f"[bold]No XPU[/]: {reason.seen}. {reason.remedy}", soft_wrap=True, highlight=False)
+    console.print(_changes())
+    return 0 if reason is None else 1
+
+
+def _devices() -> Table:
+    """Draw what each XPU is and can do, a column each."""
+    found = devices.available()
+    table = Table("", *map(str, found), title="Devices", title_justify="left")
+
+    def row(name: str, *values: str) -> None:
+        table.add_row(name, *values)
+
+    free = [device.free_memory() for device in found]
+    row("memory", *(f"{device.total_memory / 2**30:.1f} GiB" for device in found))
+    row("free memory", *("the driver can't tell" if f is None else f"{f / 2**30:.1f} GiB" for f in free))
+    row("float64", *("yes" if device.has_fp64 else "no" for device in found))
+    row("matrix units", *("yes" if device.has_matrix_units else "no" for device in found))
+    row("integrated", *("yes" if device.integrated else "no" for device in found))
+    row("driver", *(device.driver for device in found))
+    precisions = [manager().hook.xpu_precision(device=device, requested=True) for device in found]
+    row("amp=True means", *(f"{precision.name}: {precision.reason}" for precision in precisions))
+    return table
+
+
+def _changes() -> Table:
+    """Draw what this package changes in Ultralytics for the whole process."""
+    changes = process_rows()
+    changes.activate()
+    for row in changes.rows:
+        importlib.import_module(row.module)
+    table = Table("changed in Ultralytics", "state", "because", title="Changes", title_justify="left")
+    for row in changes.rows:
+        state = "active" if row.target in changes.acting else changes.passed.get(row.target, "waiting")
+        table.add_row(row.target.removeprefix("ultralytics."), state, row.why)
+    return table

@@ -1,17 +1,20 @@
-"""The plugin manager: what the entry-point group `yolo_xpu_trainer` names, the built-in policies among it."""
+"""The plugin manager: what the entry-point group `yolo_xpu_trainer` names, our own policies and trainers among it."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
+import os
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
 from . import hookspecs
 
-__all__ = ["manager"]
+__all__ = ["PLUGINS_VARIABLE", "add_arguments", "manager", "run"]
 
+PLUGINS_VARIABLE = "YOLO_XPU_PLUGINS"
 _LOGGER = logging.getLogger("ultralytics")  # what happens in a run goes where Ultralytics reports it
 
 
@@ -19,19 +22,57 @@ _LOGGER = logging.getLogger("ultralytics")  # what happens in a run goes where U
 def manager() -> pluggy.PluginManager:
     """Return this process's plugin manager, made and filled on the first call.
 
-    A plugin that can't be loaded is named in a warning and left out: a stranger's plugin never costs a run.
+    The built-in policies are registered first, so that others, registered later, are asked before them. A plugin that
+    can't be loaded is named in a warning and left out: a stranger's plugin never costs a run. `YOLO_XPU_PLUGINS` in the
+    environment limits the others to those that it names, with commas between them; "" leaves out all.
     """
     pm = pluggy.PluginManager(hookspecs.PROJECT)
     pm.add_hookspecs(hookspecs)
-    # The built-ins first, so that others, registered later, are asked before them.
+    allowed = os.environ.get(PLUGINS_VARIABLE)
+    names = None if allowed is None else {name.strip() for name in allowed.split(",") if name.strip()}
     for entry in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: (not _is_builtin(e), e.name)):
-        try:
-            pm.register(entry.load(), name=entry.name)
-        except Exception as error:
-            _LOGGER.warning(f"XPU plugin {entry.name!r} ({entry.value}) is left out, for it can't be loaded: {error!r}")
-    pm.check_pending()
+        if _is_builtin(entry) or names is None or entry.name in names:
+            _register(pm, entry)
+    missing = (names or set()) - {name for name, _ in pm.list_name_plugin()}
+    if missing:
+        _LOGGER.warning(f"XPU: {PLUGINS_VARIABLE} names {', '.join(sorted(missing))}, which was not loaded.")
     return pm
+
+
+def _register(pm: pluggy.PluginManager, entry: EntryPoint) -> None:
+    try:
+        plugin = entry.load()
+        pm.register(plugin, name=entry.name)
+        pm.check_pending()  # a function that is marked as a hook of ours, and isn't one
+    except Exception as error:
+        if pm.has_plugin(entry.name):
+            pm.unregister(name=entry.name)
+        _LOGGER.warning(f"XPU plugin {entry.name!r} ({entry.value}) is left out, for it can't be loaded: {error!r}")
 
 
 def _is_builtin(entry: EntryPoint) -> bool:
     return entry.value.startswith(f"{__package__}.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: `yolo-xpu plugins` has no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print who implements what, in the order in which they are asked.
+
+    Returns:
+        0.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    pm = manager()
+    table = Table("hook", "what it is for", "asked in this order")
+    for hook in (getattr(pm.hook, name) for name in sorted(vars(pm.hook)) if name.startswith("xpu_")):
+        asked = [implementation.plugin_name for implementation in reversed(hook.get_hookimpls())]
+        first = hook.spec is not None and hook.spec.opts.get("firstresult")
+        summary = (hook.spec.function.__doc__ or "").strip().splitlines()[0] if hook.spec else ""
+        table.add_row(hook.name, summary, (" or else " if first else ", ").join(asked) or "nobody")
+    Console().print(table)
+    return 0
