@@ -48,6 +48,17 @@ def test_a_whole_model_s_update_is_few_launches(form, xpu):
     assert launches(2) == launches(20) <= (14 if form == "foreach" else 2)
 
 
+def test_a_list_of_tensors_is_copied_in_one_launch_within_the_device_only(xpu):
+    device, host = [torch.ones(3, device=xpu) for _ in range(5)], [torch.zeros(3) for _ in range(5)]
+    with xpu_simulator.count() as counts:
+        torch._foreach_copy_(device, [tensor * 2 for tensor in device])
+    assert counts.launches_by_op["aten::_foreach_copy_"] == 1
+    with xpu_simulator.count() as counts:
+        torch._foreach_copy_(host, device)
+    assert (counts.launches, counts.d2h) == (0, 5)
+    assert host[0].tolist() == [2, 2, 2]
+
+
 def test_copies_to_the_device_are_told_apart_by_memory_and_by_waiting(xpu):
     pageable, pinned = torch.ones(8), torch.ones(8).pin_memory()
     with xpu_simulator.count() as counts:

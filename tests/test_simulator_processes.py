@@ -126,6 +126,13 @@ def test_two_processes_train_with_xccl_and_agree():
         dist.all_reduce(mean)
         torch.testing.assert_close(mean / 2, next(network.parameters()).detach())
 
+        try:
+            dist.all_reduce(torch.ones(1))
+        except RuntimeError as error:
+            assert "No backend type associated with device type cpu" in str(error)
+        else:
+            raise AssertionError("xccl takes no host tensors")
+
         gathered = [torch.zeros(1, device=f"xpu:{rank}") for _ in range(2)]
         dist.all_gather(gathered, torch.full((1,), float(rank), device=f"xpu:{rank}"))
         work = dist.broadcast(gathered[0], src=1, async_op=True)

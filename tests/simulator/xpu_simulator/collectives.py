@@ -21,11 +21,9 @@ def install() -> None:
         "xccl",
         _create,
         extended_api=True,
-        devices=["xpu", "cpu"],
+        devices=["xpu"],
         _backend_type=dist.ProcessGroup.BackendType.XCCL,
     )
-    # Registering has made xccl the CPU's default too.
-    c10d.Backend.default_device_backend_map["cpu"] = "gloo"
 
 
 def _create(options: Any, _: Any) -> Any:

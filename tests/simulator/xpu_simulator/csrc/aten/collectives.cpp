@@ -1,8 +1,9 @@
 // Collectives on XPU tensors: gloo's, on host tensors over the same bytes.
 //
-// A stock build registers the c10d operators for CPU and CUDA only. The kernel here calls the CPU's, which asks the
-// process group for its CPU backend, and dresses the returned work so that its future speaks of XPU tensors again:
-// DistributedDataParallel would otherwise copy every bucket back from the "host".
+// A stock build registers the c10d operators for CPU and CUDA only. The kernel here calls the CPU's with a group whose
+// CPU backend is the real group's XPU backend, and dresses the returned work so that its future speaks of XPU tensors
+// again: DistributedDataParallel would otherwise copy every bucket back from the "host".
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <torch/library.h>
 
@@ -103,6 +104,19 @@ class DeviceWork final : public c10d::Work {
   const c10::Device device_;
 };
 
+bool is_group(const c10::Argument& argument) {
+  return argument.type()->str().find("c10d.ProcessGroup") != std::string::npos;
+}
+
+// The real group has no CPU backend, as xccl has none on hardware: collectives on CPU tensors are refused there.
+IValue group_for_host(const IValue& value) {
+  const auto group = value.toCustomClass<c10d::ProcessGroup>();
+  auto host = c10::make_intrusive<c10d::ProcessGroup>(group->getRank(), group->getSize());
+  host->setBoundDeviceId(group->getBoundDeviceId());
+  host->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, group->getBackend(kXPU));
+  return IValue(std::move(host));
+}
+
 bool returns_work(const c10::Argument& result) {
   return result.type()->str().find("c10d.Work") != std::string::npos;
 }
@@ -148,6 +162,11 @@ void collective(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack
   const size_t first = stack->size() - n_arguments;
   if (is_flat(op.schema().name())) {
     flatten(stack, first);
+  }
+  for (size_t i = 0; i < n_arguments; i++) {
+    if (is_group(op.schema().arguments()[i])) {
+      (*stack)[first + i] = group_for_host((*stack)[first + i]);
+    }
   }
   const c10::Device device = device_of_arguments(stack->data() + first, n_arguments);
   run_on_host(op, op, stack, *aliases);

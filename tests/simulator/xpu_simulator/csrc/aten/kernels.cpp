@@ -12,6 +12,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -301,6 +302,27 @@ Tensor copy_from_and_resize(const Tensor& self, const Tensor& destination) {
   return copy_(to, self, /*non_blocking=*/false);
 }
 
+bool all_on(at::TensorList tensors, Device device) {
+  return std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return tensor.device() == device; });
+}
+
+// One kernel within a device; otherwise one copy after the other, as on hardware.
+void foreach_copy_(at::TensorList self, at::TensorList source, bool non_blocking) {
+  TORCH_CHECK(self.size() == source.size(), "Tensor lists must have the same number of tensors");
+  const Device device = self[0].device();
+  if (device.type() == kXPU && all_on(self, device) && all_on(source, device)) {
+    static OperatorCounters& counters = operator_counters("aten::_foreach_copy_");
+    launch_kernel(counters, device.index());
+    for (size_t i = 0; i < self.size(); i++) {
+      copy_now(self[i], source[i]);
+    }
+    return;
+  }
+  for (size_t i = 0; i < self.size(); i++) {
+    self[i].copy_(source[i], non_blocking);
+  }
+}
+
 at::Scalar local_scalar_dense(const Tensor& self) {
   count(Counter::kItemSyncs);
   notify("item");
@@ -363,6 +385,7 @@ TORCH_LIBRARY_IMPL(aten, XPU, m) {
   m.impl("is_set_to", &is_set_to);
   m.impl("record_stream", &record_tensor_on_stream);
   m.impl("copy_", &copy_);
+  m.impl("_foreach_copy_", &foreach_copy_);
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &local_scalar_dense);
