@@ -14,7 +14,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from yolo_xpu_trainer import XPUDetectionTrainer, devices, hookimpl, hookspecs, plugins
+from yolo_xpu_trainer import XPUDetectionTrainer, cli, devices, hookimpl, hookspecs, plugins
 from yolo_xpu_trainer.devices import DeviceInfo
 from yolo_xpu_trainer.run import Precision
 from yolo_xpu_trainer.upstream import Row
@@ -274,6 +274,49 @@ def test_an_entry_point_to_nowhere_is_named_too(
     assert plugins.manager().hook.xpu_precision(device=devices.info(0), requested=True).name == "bf16"
     (warning,) = [r.getMessage() for r in log if "lost" in r.getMessage()]
     assert "no_such_module_at_all:plugin" in warning
+
+
+# Limited, and listed
+
+
+@pytest.mark.parametrize(("named", "left"), [("", set()), ("one", {"one"}), (" two , one ", {"one", "two"})])
+def test_a_variable_limits_other_plugins_but_never_the_built_in_ones(
+    others: list[EntryPoint],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[logging.LogRecord],
+    named: str,
+    left: set[str],
+) -> None:
+    others.extend(module(tmp_path, name, GOOD, monkeypatch) for name in ("one", "two"))
+    monkeypatch.setenv("YOLO_XPU_PLUGINS", named)
+    loaded = {name for name, _ in plugins.manager().list_name_plugin()}
+    assert loaded & {"one", "two"} == left
+    assert {"checkpoint", "dataloader", "memory", "precision"} <= loaded
+    assert not log
+
+
+def test_a_name_in_the_variable_that_nothing_has_is_reported(
+    others: list[EntryPoint], monkeypatch: pytest.MonkeyPatch, log: list[logging.LogRecord]
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_PLUGINS", "absent")
+    plugins.manager()
+    (warning,) = [r.getMessage() for r in log]
+    assert "absent" in warning
+    assert "YOLO_XPU_PLUGINS" in warning
+
+
+def test_the_command_lists_who_is_asked_and_in_which_order(
+    others: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    others.append(module(tmp_path, "theirs", GOOD, monkeypatch))
+    assert cli.main(["plugins"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in vars(plugins.manager().hook):
+        assert any(name in line for line in lines)
+    (precision,) = [line for line in lines if "xpu_precision" in line]
+    assert "theirs or else precision" in precision
 
 
 def test_markers_are_pluggys() -> None:
