@@ -23,7 +23,7 @@ from .errors import DeviceError
 from .options import Options
 from .plugins import manager
 from .run import AMP_VARIABLE, Precision, Run, saved_settings
-from .upstream import activated, subprocesses
+from .upstream import activated, legacy, subprocesses
 
 _LOGGER = logging.getLogger("ultralytics")
 _AMP_NAMES = ("bf16", "fp16", "fp32")
@@ -91,6 +91,8 @@ class XPUTrainer:
         self._amp = overrides.pop("amp") if str(overrides.get("amp")).lower() in _AMP_NAMES else None
         self._amp_given = self._amp is not None or overrides.get("amp") is not None
         super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
+        if self.xpu is not None:
+            legacy.name_every_device(self)
 
     # Decisions: upstream calls this between reading the arguments and choosing the device.
 
@@ -178,7 +180,10 @@ class XPUTrainer:
             return super().train()  # type: ignore[misc]
 
     def _setup_ddp(self, *args: Any) -> None:
-        super()._setup_ddp(*args)  # type: ignore[misc]
+        if self.xpu is None or legacy.knows_accelerators():
+            super()._setup_ddp(*args)  # type: ignore[misc]
+        else:
+            legacy.setup_ddp(self)
         if self.xpu is not None:
             self.xpu.move_to(self.device.index)
 

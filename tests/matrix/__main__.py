@@ -19,8 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 VERSIONS = (
-    "8.3.0 8.3.40 8.3.80 8.3.120 8.3.163 8.3.200 8.3.240 "
-    "8.4.0 8.4.21 8.4.60 8.4.87 8.4.110 8.4.111 8.4.140 8.4.190"
+    "8.3.0 8.3.40 8.3.80 8.3.120 8.3.163 8.3.200 8.3.240 8.4.0 8.4.21 8.4.60 8.4.87 8.4.110 8.4.111 8.4.140 8.4.190"
 ).split()
 SAMPLE = ["8.3.0", "8.4.60", "8.4.110", "8.4.190"]
 PROFILES = ["arc-b580", "arc-a770"]
@@ -45,7 +44,17 @@ def overlay(version: str, cache: Path) -> list[Path]:
 def _installed(target: Path, requirements: list[str]) -> Path:
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as partial:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *requirements]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                partial,
+                *requirements,
+            ]
             subprocess.run(command, check=True)
             Path(partial).rename(target)
             Path(partial).mkdir()  # for the context manager to remove

@@ -72,6 +72,7 @@ class Checks:
             self.pinned_loading,
             self.autobatch,
             self.plain_trainer,
+            self.several_devices,
             self.restored,
         ]
         for check in checks:
@@ -139,7 +140,9 @@ class Checks:
         model = YOLO(self.best)
         metrics = model.val(data=self.data, imgsz=64, device=0, plots=False, workers=0, xpu_pin_memory=True)
         assert math.isfinite(metrics.box.map)
-        text = _run([*_yolo(), "val", f"model={self.best}", f"data={self.data}", "imgsz=64", "device=xpu", "plots=False"])
+        text = _run(
+            [*_yolo(), "val", f"model={self.best}", f"data={self.data}", "imgsz=64", "device=xpu", "plots=False"]
+        )
         assert "xpu:0 Intel" in text, text
 
     def predict(self) -> None:
@@ -218,6 +221,17 @@ class Checks:
         model.train(trainer=MyTrainer, epochs=1, name="plain", device="xpu:0", amp=False, **self.common)
         assert str(model.trainer.device) == "xpu:0"
         assert type(model.trainer) is MyTrainer
+
+    def several_devices(self) -> None:
+        """`device=xpu:0,1` trains on both, a process each."""
+        import torch
+
+        command = [*_yolo(), "train", "model=yolo11n.yaml", f"data={self.data}", "imgsz=64", "batch=4", "plots=False"]
+        command += ["workers=0", "epochs=1", f"project={self.runs}", "name=both", "device=xpu:0,1"]
+        text = _run(command, XPU_SIMULATOR="max-1550")
+        assert "--nproc_per_node 2" in text, text
+        checkpoint = torch.load(self.runs / "both" / "weights" / "last.pt", map_location="cpu", weights_only=False)
+        assert checkpoint["xpu_trainer"]["device"] == "xpu:0,1"
 
     def restored(self) -> None:
         """After deactivation nothing of this package is left in Ultralytics."""

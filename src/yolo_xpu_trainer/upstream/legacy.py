@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from .. import devices
+from ..errors import DeviceError
 from ..plugins import manager
-from ..run import Precision
+from ..run import Precision, Run
 from .rows import Row
 
-__all__ = ["ROWS", "RUN_ROWS", "knows_accelerators"]
+__all__ = ["ROWS", "RUN_ROWS", "knows_accelerators", "name_every_device", "setup_ddp"]
 
 _LOGGER = logging.getLogger("ultralytics")
 
@@ -102,6 +105,55 @@ def _profile_time(run: None, original: Callable[..., Any]) -> Callable[..., Any]
     return time
 
 
+def name_every_device(trainer: Any) -> None:
+    """Name all of a run's XPUs in its arguments again: from 8.3.130 to 8.4.86 only the first is left there.
+
+    Args:
+        trainer: A trainer of ours, just made.
+    """
+    run: Run = trainer.xpu
+    trainer.args.device = run.device_string
+    if hasattr(trainer, "world_size") and not knows_accelerators():  # since 8.3.200 it is computed there and then
+        trainer.world_size = len(run.indices)
+        trainer.ddp = trainer.world_size > 1 and "LOCAL_RANK" not in os.environ
+
+
+def setup_ddp(trainer: Any) -> None:
+    """Do for the XPUs of a DDP run what `BaseTrainer._setup_ddp` does for CUDA devices.
+
+    Args:
+        trainer: A trainer of ours, in a DDP worker.
+
+    Raises:
+        DeviceError: The run's XPUs aren't the first ones; here a worker's rank is its device's index.
+    """
+    run: Run = trainer.xpu
+    if run.indices != tuple(range(len(run.indices))):
+        from ultralytics import __version__
+
+        first = ",".join(map(str, range(len(run.indices))))
+        raise DeviceError(
+            f"Asked for {run.device_string}, but Ultralytics {__version__} trains on several devices only if they are "
+            f"the first ones. Use device='xpu:{first}', hide the others with ZE_AFFINITY_MASK, or install "
+            "ultralytics>=8.4.111.",
+            requested=run.device_string,
+            seen=devices.describe(),
+        )
+    rank = int(os.environ["RANK"])
+    torch.xpu.set_device(rank)
+    trainer.device = torch.device("xpu", rank)
+    torch.distributed.init_process_group("xccl", timeout=timedelta(hours=3), rank=rank, world_size=len(run.indices))
+
+
+def _torch_with_cuda_devices_as_xpu(run: Any, original: Any) -> Any:
+    """Return a stand-in for the module `torch`, for one module whose every `torch.device("cuda", …)` means an XPU."""
+
+    def device(kind: str, *index: int) -> torch.device:
+        return torch.device("xpu" if kind == "cuda" else kind, *index)
+
+    return SimpleNamespace(**{**vars(original), "device": device, "cuda": torch.xpu})
+
+
 def _torch_with_xpu_as_cuda(run: Any, original: Any) -> Any:
     """Return a stand-in for the module `torch`, for one module whose every `torch.cuda` means the device at hand."""
     return SimpleNamespace(**{**vars(original), "cuda": torch.xpu})
@@ -113,6 +165,7 @@ ROWS = [
         why="a trainer that isn't ours would compute in float32 on an XPU whatever `amp` says (Lightning#21982)",
         source="ultralytics/utils/torch_utils.py",
         needed=_needed,
+        after="ultralytics.utils.torch_utils",
         replacement=_autocast,
     ),
     Row(
@@ -120,6 +173,7 @@ ROWS = [
         why="from 8.3.60 to 8.4.110 it asks CUDA for the name of an XPU, and fails",
         source="ultralytics/utils/checks.py",
         needed=_needed,
+        after="ultralytics.utils.torch_utils",
         replacement=_check_amp,
     ),
     Row(
@@ -127,6 +181,7 @@ ROWS = [
         why="from 8.3.100 to 8.4.110 it asks CUDA for the properties of an XPU at the end of every epoch, and fails",
         source="ultralytics/engine/trainer.py",
         needed=_needed,
+        after="ultralytics.utils.torch_utils",
         replacement=_on_xpu(_get_memory),
         everywhere=False,
     ),
@@ -135,6 +190,7 @@ ROWS = [
         why="it clears CUDA's cache instead",
         source="ultralytics/engine/trainer.py",
         needed=_needed,
+        after="ultralytics.utils.torch_utils",
         replacement=_on_xpu(_clear_memory),
         everywhere=False,
     ),
@@ -143,6 +199,7 @@ ROWS = [
         why="it doesn't wait for an XPU, so that the speeds which it prints are wrong",
         source="ultralytics/utils/ops.py",
         needed=_needed,
+        after="ultralytics.utils.torch_utils",
         replacement=_profile_time,
         everywhere=False,
     ),
@@ -150,10 +207,19 @@ ROWS = [
 
 RUN_ROWS = [
     Row(
+        target="ultralytics.engine.validator:torch",
+        why="from 8.3.220 to 8.4.110 a DDP run's final validation asks for a CUDA device",
+        source="ultralytics/engine/validator.py",
+        needed=lambda run, original: len(run.indices) > 1 and not knows_accelerators(),
+        replacement=_torch_with_cuda_devices_as_xpu,
+        everywhere=False,
+    ),
+    Row(
         target="ultralytics.utils.autobatch:torch",
         why="AutoBatch asks CUDA for the memory of an XPU, and fails",
         source="ultralytics/utils/autobatch.py",
         needed=_needed,
+        after="ultralytics.utils.torch_utils",
         replacement=_torch_with_xpu_as_cuda,
         everywhere=False,
     ),

@@ -33,7 +33,7 @@ class ProcessRows:
     Attributes:
         rows: The table.
         acting: What takes each acting row back, by target.
-        passed: Why a row doesn't act, by target: "not needed" or "moved".
+        passed: Why a row doesn't act, by target: "not needed", "not there" (in this version) or "moved".
     """
 
     rows: list[Row]
@@ -46,7 +46,8 @@ class ProcessRows:
     def activate(self) -> None:
         """Let every row act whose module is imported, and the others when theirs is."""
         self.active = True
-        for name in dict.fromkeys([*(row.module for row in self.rows), *_LATE_MODULES]):
+        awaited = [name for row in self.rows for name in (row.module, row.after) if name]
+        for name in dict.fromkeys([*awaited, *_LATE_MODULES]):
             if name not in self._hooked and not _is_whole(sys.modules.get(name)):
                 self._hooked.add(name)
                 if name not in sys.modules:  # of a half imported one there is no end to be told of: a later one tells
@@ -68,13 +69,15 @@ class ProcessRows:
             for row in self.rows if self.active else []:
                 if row.target in self.acting or row.target in self.passed:
                     continue
-                owner = sys.modules.get(row.module)
-                if owner is None or not (owner is module or _is_whole(owner)):
+                if not all(
+                    sys.modules.get(name) is module is not None or _is_whole(sys.modules.get(name))
+                    for name in (row.module, row.after or row.module)
+                ):
                     continue
                 try:
                     restore = row.apply(None)
                 except LookupError:
-                    self.passed[row.target] = "moved"
+                    self.passed[row.target] = "not there" if row.optional else "moved"
                     if not row.optional:
                         row.warn_that_it_moved()
                 except Exception as error:

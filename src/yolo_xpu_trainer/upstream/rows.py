@@ -31,6 +31,7 @@ class Row:
         replacement: Makes the replacement from the run (or None) and the original.
         everywhere: Whether every Ultralytics module that imported the name gets the replacement (functions are
             imported by name all over Ultralytics), or the target alone.
+        after: A module that `needed` looks at, and which must be imported to its end before.
         optional: Whether some version that is known has no such target; then nobody is warned.
     """
 
@@ -41,6 +42,7 @@ class Row:
     replacement: Callable[[Any, Any], Any]
     everywhere: bool = True
     optional: bool = False
+    after: str = ""
 
     @property
     def module(self) -> str:
