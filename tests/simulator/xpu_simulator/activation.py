@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from . import counters, faults, native, profiles
 
 CAPACITY_VARIABLE = "XPU_SIMULATOR_CAPACITY"
+ASYNCHRONOUS_VARIABLE = "XPU_SIMULATOR_ASYNCHRONOUS"
 DEFAULT_PROFILE = "arc-b580"
 
 _current: str | None = None
@@ -54,6 +55,8 @@ def activate(profile: str = DEFAULT_PROFILE) -> None:
     _current = profile
     _show(profile)
     faults.order_from_environment()
+    if os.environ.get(ASYNCHRONOUS_VARIABLE, "0") != "0":
+        native.call("set_asynchronous", 1)
     atexit.register(counters.write_report)
 
 

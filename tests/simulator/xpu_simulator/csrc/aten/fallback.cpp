@@ -34,7 +34,7 @@ struct Operator {
   bool is_view = false;
   bool takes_host_indices = false;
   bool result_shape_depends_on_data = false;
-  bool computes_half_in_float = false;
+  bool computes_in_float = false;
   Softmax softmax = Softmax::kNone;
   c10::SmallVector<bool, 8> is_written;            // for every argument
   c10::SmallVector<int, 2> generator_arguments;
@@ -63,8 +63,8 @@ bool waits_for_result(const std::string& name) {
   return kNames.count(name) != 0;
 }
 
-// Slow in half precision on CPUs without AVX512-FP16. An XPU accumulates in float too.
-bool computes_half_in_float(const std::string& name) {
+// Slow in 16 bits on most CPUs. An XPU accumulates in float too.
+bool computes_in_float(const std::string& name) {
   static const std::set<std::string> kNames = {
       "aten::convolution_overrideable", "aten::convolution_backward_overrideable", "aten::mm", "aten::addmm",
       "aten::bmm", "aten::baddbmm"};
@@ -106,7 +106,7 @@ std::unique_ptr<Operator> describe(const c10::OperatorHandle& op, const std::str
   }
   made->takes_host_indices = takes_host_indices(name);
   made->result_shape_depends_on_data = waits_for_result(name);
-  made->computes_half_in_float = computes_half_in_float(name);
+  made->computes_in_float = computes_in_float(name);
   made->softmax = softmax_kind(name);
   return made;
 }
@@ -248,23 +248,28 @@ std::optional<at::ScalarType> split_softmax(const Operator& op, IValue* argument
   return std::nullopt;
 }
 
-bool cast_half_to_float(IValue* arguments, size_t n) {
-  bool any = false;
-  for (size_t i = 0; i < n; i++) {
-    if (arguments[i].isTensor() && arguments[i].toTensor().defined() &&
-        arguments[i].toTensor().scalar_type() == at::kHalf) {
-      arguments[i] = cast(arguments[i].toTensor(), at::kFloat);
-      any = true;
-    }
-  }
-  return any;
+bool has_type(const IValue& value, at::ScalarType type) {
+  return value.isTensor() && value.toTensor().defined() && value.toTensor().scalar_type() == type;
 }
 
-void cast_to_half(IValue* results, size_t n) {
+// Casts the tensors of 16 bits, and returns their type.
+std::optional<at::ScalarType> cast_to_float(IValue* arguments, size_t n) {
+  std::optional<at::ScalarType> from;
   for (size_t i = 0; i < n; i++) {
-    if (results[i].isTensor() && results[i].toTensor().defined() &&
-        results[i].toTensor().scalar_type() == at::kFloat) {
-      results[i] = cast(results[i].toTensor(), at::kHalf);
+    for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+      if (has_type(arguments[i], type)) {
+        arguments[i] = cast(arguments[i].toTensor(), at::kFloat);
+        from = type;
+      }
+    }
+  }
+  return from;
+}
+
+void cast_from_float(IValue* results, size_t n, at::ScalarType type) {
+  for (size_t i = 0; i < n; i++) {
+    if (has_type(results[i], at::kFloat)) {
+      results[i] = cast(results[i].toTensor(), type);
     }
   }
 }
@@ -378,9 +383,9 @@ void run_on_host(
   }
 
   // The kernel. Copies that a real device wouldn't make are the host's memory, not the device's.
-  bool as_float = false;
-  if (op.computes_half_in_float) {
-    as_float = cast_half_to_float(stack->data() + base, n_arguments);
+  std::optional<at::ScalarType> as_float;
+  if (op.computes_in_float) {
+    as_float = cast_to_float(stack->data() + base, n_arguments);
   }
   const auto cast_result = split_softmax(op, stack->data() + base);
   if (adapt == Adapt::kInsertBiasSizes) {
@@ -396,7 +401,7 @@ void run_on_host(
   if (as_float || cast_result) {
     const KernelScope scope(device);
     if (as_float) {
-      cast_to_half(stack->data() + base, n_results);
+      cast_from_float(stack->data() + base, n_results, *as_float);
     }
     if (cast_result) {
       stack->back() = cast(stack->back().toTensor(), *cast_result);
