@@ -1,4 +1,4 @@
-"""Run what this package promises on many versions of Ultralytics, and print a table: version × capability.
+"""Run what this package promises on many versions of Ultralytics, and print a table: version by capability.
 
 `python -m tests.matrix` takes the sample that CI has time for, `--all` every version, `--versions 8.3.0 8.4.60` those.
 One torch serves them all: each version is put in front of it, `pip install --no-deps --target`.
@@ -18,9 +18,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-VERSIONS = (
-    "8.3.0 8.3.40 8.3.80 8.3.120 8.3.163 8.3.200 8.3.240 8.4.0 8.4.21 8.4.60 8.4.87 8.4.110 8.4.111 8.4.140 8.4.190"
-).split()
+VERSIONS = [
+    "8.3.0",
+    "8.3.40",
+    "8.3.80",
+    "8.3.120",
+    "8.3.163",
+    "8.3.200",
+    "8.3.240",
+    "8.4.0",
+    "8.4.21",
+    "8.4.60",
+    "8.4.87",
+    "8.4.110",
+    "8.4.111",
+    "8.4.140",
+    "8.4.190",
+]
 SAMPLE = ["8.3.0", "8.4.60", "8.4.110", "8.4.190"]
 PROFILES = ["arc-b580", "arc-a770"]
 CHECKS = Path(__file__).with_name("checks.py")

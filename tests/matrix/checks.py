@@ -1,10 +1,11 @@
 """What is checked on one version of Ultralytics and one simulated device. Nothing of this package is imported.
 
-A capability a function; each prints a line of JSON. The command line is run as its user runs it, in a process of its own.
+A capability a function; each prints a line of JSON. The command line runs in a process of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -85,7 +86,7 @@ class Checks:
             print("\n" + json.dumps({"capability": check.__name__.replace("_", " "), "result": result}), flush=True)
 
     def seed_case(self) -> None:
-        """`model.to("xpu:0")` then `train()`: on the XPU from the first batch to the final validation, autocast acting."""
+        """`model.to("xpu:0")` then `train()`: on the XPU from the first batch to the last validation, in autocast."""
         import torch
         from ultralytics import YOLO
 
@@ -164,18 +165,16 @@ class Checks:
         import torch
         from ultralytics import YOLO
 
-        class Interrupted(Exception):
+        class Interruption(Exception):  # noqa: N818 - nothing went wrong
             pass
 
         def interrupt(trainer: Any) -> None:
-            raise Interrupted
+            raise Interruption
 
         model = YOLO("yolo11n.yaml")
         model.add_callback("on_model_save", interrupt)
-        try:
+        with contextlib.suppress(Interruption):
             model.train(epochs=3, name="resumed", device="xpu:0", amp="fp16", **self.common)
-        except Interrupted:
-            pass
         last = model.trainer.last
         scale = torch.load(last, map_location="cpu", weights_only=False)["xpu_trainer"].get("scaler", {}).get("scale")
         model = YOLO(last)
@@ -189,8 +188,9 @@ class Checks:
 
     def pinned_loading(self) -> None:
         """With worker processes, batches arrive in pinned memory and are copied without waiting."""
-        import xpu_simulator
         from ultralytics import YOLO
+
+        import xpu_simulator
 
         model = YOLO("yolo11n.yaml")
         with xpu_simulator.count() as counts:
