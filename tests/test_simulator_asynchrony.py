@@ -1,5 +1,9 @@
 """In the asynchrony mode, what forgets to wait sees poison, and what waits sees its data."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -165,3 +169,10 @@ def test_training_with_late_copies_gives_the_same_losses(xpu):
     expected = losses()
     with xpu_simulator.asynchronous():
         assert losses() == expected
+
+
+def test_the_environment_switches_the_mode_on():
+    code = "import torch; print(torch.ones(2, device='xpu').to('cpu', non_blocking=True).isnan().all().item())"
+    environment = {**os.environ, "XPU_SIMULATOR": "arc-b580", "XPU_SIMULATOR_ASYNCHRONOUS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

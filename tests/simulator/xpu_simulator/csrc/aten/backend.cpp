@@ -28,7 +28,7 @@ using c10::Device;
 using c10::DeviceIndex;
 using c10::Stream;
 
-thread_local int t_kernel_device = -1;  // the device of the kernel that this thread runs; -1: none
+thread_local int t_kernel_device = KernelScope::kHost;  // the device of the kernel that this thread runs
 
 // ------------------------------------------------------------------------------------------------ memory
 
@@ -119,7 +119,7 @@ class HostOrDeviceMemory final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     // A number that a kernel wraps as a tensor stays on the host, as it does for a real device.
     constexpr size_t kScalar = 16;
-    if (t_kernel_device < 0 || bytes <= kScalar) {
+    if (t_kernel_device == KernelScope::kHost || bytes <= kScalar) {
       return host_->allocate(bytes);
     }
     void* pointer = allocate_or_raise(t_kernel_device, bytes);

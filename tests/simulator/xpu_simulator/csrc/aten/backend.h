@@ -19,6 +19,8 @@ void free_device_memory(void* pointer);
 // temporaries lie in device memory, and too large a one raises before anything is computed.
 class KernelScope {
  public:
+  static constexpr int kHost = -1;  // for a while the CPU's memory again
+
   explicit KernelScope(int device);
   ~KernelScope();
   KernelScope(const KernelScope&) = delete;

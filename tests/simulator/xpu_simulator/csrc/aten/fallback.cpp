@@ -284,6 +284,163 @@ void insert_bias_sizes(Stack* stack, size_t base) {
   stack->insert(stack->begin() + static_cast<ptrdiff_t>(base) + 3, IValue(std::vector<int64_t>{channels}));
 }
 
+// One call of an operator, from the device's tensors on the stack to the device's results on it.
+class HostCall {
+ public:
+  HostCall(const c10::OperatorHandle& handle, Stack* stack, Aliases& aliases)
+      : op_(look_up(handle)),
+        stack_(stack),
+        aliases_(aliases),
+        n_arguments_(handle.schema().arguments().size()),
+        n_results_(handle.schema().returns().size()),
+        base_(stack->size() - n_arguments_) {}
+
+  void move_arguments_to_host() {
+    const bool self_on_host = n_arguments_ > 0 && at(0).isTensor() && at(0).toTensor().is_cpu();
+    for (size_t i = 0; i < n_arguments_; i++) {
+      move_argument_to_host(i);
+    }
+    if (!seen_.any_on_device) {
+      seen_.device = Device(kXPU, wanted_.index() >= 0 ? wanted_.index() : current_device());
+    }
+    if (seen_.any_on_device && seen_.any_on_host) {
+      TORCH_CHECK(
+          op_.takes_host_indices, "Expected all tensors to be on the same device, but found at least two devices, ",
+          seen_.device, " and cpu! (when checking arguments of ", op_.counters.name, ")");
+      TORCH_CHECK(
+          !self_on_host, "indices should be either on cpu or on the same device as the indexed tensor (cpu)");
+      count_host_to_device(/*pinned=*/false, /*non_blocking=*/false, seen_.host_bytes);
+    }
+    for (const int i : op_.generator_arguments) {
+      at(i) = cpu_generator(at(i).toOptional<at::Generator>(), device());
+    }
+  }
+
+  void launch() {
+    if (op_.is_view) {
+      count(Counter::kViews);
+      return;
+    }
+    launch_kernel(op_.counters, device());
+    if (op_.result_shape_depends_on_data || counts_a_mask()) {
+      count(Counter::kImplicitSyncs);
+      notify(op_.counters.name.c_str());
+      finish_stream({device(), current_stream(device())});
+    }
+    if (seen_.any_double) {
+      count_float64(op_.counters, device());
+    }
+  }
+
+  // Copies that a real device wouldn't make lie in the host's memory, not in the device's.
+  void run(const c10::OperatorHandle& target, Adapt adapt) {
+    std::optional<at::ScalarType> cast_from;
+    if (op_.computes_in_float) {
+      cast_from = cast_to_float(&at(0), n_arguments_);
+    }
+    const auto cast_result = split_softmax(op_, &at(0));
+    if (adapt == Adapt::kInsertBiasSizes) {
+      insert_bias_sizes(stack_, base_);
+    }
+    {
+      const c10::impl::ExcludeDispatchKeyGuard no_autograd(
+          c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset);
+      const KernelScope scope(cast_from || cast_result ? KernelScope::kHost : device());
+      target.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
+    }
+    base_ = stack_->size() - n_results_;
+    const KernelScope scope(device());
+    if (cast_from) {
+      cast_from_float(&at(0), n_results_, *cast_from);
+    }
+    if (cast_result) {
+      at(0) = cast(at(0).toTensor(), *cast_result);
+    }
+  }
+
+  void move_results_to_device() {
+    for (const Written& argument : written_) {
+      write_back(argument);
+    }
+    bool any_double = false;
+    for (size_t i = 0; i < n_results_; i++) {
+      if (op_.returned_argument[i] >= 0) {
+        at(i) = argument_as_it_came(op_.returned_argument[i]);
+        continue;
+      }
+      map_tensors(at(i), [&](const Tensor& tensor) {
+        Tensor on_device = aliases_.to_device(tensor, seen_.device);
+        any_double |= on_device.defined() && on_device.is_xpu() && is_double(on_device);
+        return on_device;
+      });
+    }
+    if (any_double && !seen_.any_double && !op_.is_view) {
+      count_float64(op_.counters, device());
+    }
+  }
+
+ private:
+  // An argument before the kernel, a result after it.
+  IValue& at(size_t i) {
+    return *(stack_->data() + base_ + i);
+  }
+
+  int device() const {
+    return seen_.device.index();
+  }
+
+  void move_argument_to_host(size_t i) {
+    IValue& argument = at(i);
+    if (argument.isDevice() && argument.toDevice().type() == kXPU) {
+      wanted_ = argument.toDevice();
+      argument = Device(c10::DeviceType::CPU);
+      return;
+    }
+    if (op_.is_written[i]) {
+      written_.push_back({static_cast<int>(i), argument, IValue()});
+    }
+    map_tensors(argument, [&](const Tensor& tensor) {
+      seen_.see(tensor, op_.is_written[i]);
+      return aliases_.to_host(tensor);
+    });
+    if (op_.is_written[i]) {
+      written_.back().host = argument;
+    }
+  }
+
+  bool counts_a_mask() {
+    return op_.takes_host_indices && n_arguments_ > 1 && any_mask(at(1)) && !becomes_masked_fill(op_, &at(0));
+  }
+
+  void write_back(const Written& argument) {
+    if (argument.device.isTensor()) {
+      aliases_.write_back(argument.device.toTensor(), argument.host.toTensor());
+    } else if (argument.device.isTensorList()) {
+      const auto on_device = argument.device.toTensorVector();
+      const auto on_host = argument.host.toTensorVector();
+      for (size_t i = 0; i < on_device.size(); i++) {
+        aliases_.write_back(on_device[i], on_host[i]);
+      }
+    }
+  }
+
+  const IValue& argument_as_it_came(int which) const {
+    const auto found = std::find_if(
+        written_.begin(), written_.end(), [&](const Written& argument) { return argument.argument == which; });
+    return found->device;
+  }
+
+  const Operator& op_;
+  Stack* const stack_;
+  Aliases& aliases_;
+  const size_t n_arguments_;
+  const size_t n_results_;
+  size_t base_;
+  Arguments seen_;
+  Device wanted_{kXPU, -1};  // a factory's argument
+  c10::SmallVector<Written, 4> written_;
+};
+
 }  // namespace
 
 void launch_kernel(OperatorCounters& counters, int device) {
@@ -296,8 +453,11 @@ void launch_kernel(OperatorCounters& counters, int device) {
   before_kernel({device, current_stream(device)});
 }
 
-void raise_no_fp64(OperatorCounters& counters) {
-  throw DeviceError("Required aspect fp64 is not supported on the device");
+void count_float64(OperatorCounters& counters, int device) {
+  counters.float64.fetch_add(1, std::memory_order_relaxed);
+  if (!has_fp64(device)) {
+    throw DeviceError("Required aspect fp64 is not supported on the device");
+  }
 }
 
 void count_host_to_device(bool pinned, bool non_blocking, size_t bytes) {
@@ -312,137 +472,16 @@ void count_host_to_device(bool pinned, bool non_blocking, size_t bytes) {
 }
 
 void run_on_host(
-    const c10::OperatorHandle& handle,
+    const c10::OperatorHandle& op,
     const c10::OperatorHandle& target,
     Stack* stack,
     Aliases& aliases,
     Adapt adapt) {
-  const Operator& op = look_up(handle);
-  const size_t n_arguments = handle.schema().arguments().size();
-  const size_t n_results = handle.schema().returns().size();
-  size_t base = stack->size() - n_arguments;
-
-  // The arguments, on the host.
-  Arguments seen;
-  Device wanted(kXPU, -1);  // a factory's argument
-  c10::SmallVector<Written, 4> written;
-  const bool self_on_host = n_arguments > 0 && stack->at(base).isTensor() && stack->at(base).toTensor().is_cpu();
-  for (size_t i = 0; i < n_arguments; i++) {
-    IValue& argument = (*stack)[base + i];
-    if (argument.isDevice() && argument.toDevice().type() == kXPU) {
-      wanted = argument.toDevice();
-      argument = Device(c10::DeviceType::CPU);
-      continue;
-    }
-    if (op.is_written[i]) {
-      written.push_back({static_cast<int>(i), argument, IValue()});
-    }
-    map_tensors(argument, [&](const Tensor& tensor) {
-      seen.see(tensor, op.is_written[i]);
-      return aliases.to_host(tensor);
-    });
-    if (op.is_written[i]) {
-      written.back().host = argument;
-    }
-  }
-  if (!seen.any_on_device) {
-    seen.device = Device(kXPU, wanted.index() >= 0 ? wanted.index() : current_device());
-  }
-  const int device = seen.device.index();
-  if (seen.any_on_device && seen.any_on_host) {
-    TORCH_CHECK(
-        op.takes_host_indices, "Expected all tensors to be on the same device, but found at least two devices, ",
-        seen.device, " and cpu! (when checking arguments of ", op.counters.name, ")");
-    TORCH_CHECK(
-        !self_on_host, "indices should be either on cpu or on the same device as the indexed tensor (cpu)");
-    count_host_to_device(/*pinned=*/false, /*non_blocking=*/false, seen.host_bytes);
-  }
-  for (const int i : op.generator_arguments) {
-    IValue& argument = (*stack)[base + i];
-    argument = cpu_generator(argument.toOptional<at::Generator>(), device);
-  }
-
-  // The launch.
-  if (op.is_view) {
-    count(Counter::kViews);
-  } else {
-    launch_kernel(op.counters, device);
-    const bool by_mask = op.takes_host_indices && n_arguments > 1 && any_mask(stack->at(base + 1)) &&
-        !becomes_masked_fill(op, stack->data() + base);
-    if (op.result_shape_depends_on_data || by_mask) {
-      count(Counter::kImplicitSyncs);
-      notify(op.counters.name.c_str());
-      finish_stream({device, current_stream(device)});
-    }
-    if (seen.any_double) {
-      op.counters.float64.fetch_add(1, std::memory_order_relaxed);
-      if (!has_fp64(device)) {
-        raise_no_fp64(op.counters);
-      }
-    }
-  }
-
-  // The kernel. Copies that a real device wouldn't make are the host's memory, not the device's.
-  std::optional<at::ScalarType> as_float;
-  if (op.computes_in_float) {
-    as_float = cast_to_float(stack->data() + base, n_arguments);
-  }
-  const auto cast_result = split_softmax(op, stack->data() + base);
-  if (adapt == Adapt::kInsertBiasSizes) {
-    insert_bias_sizes(stack, base);
-  }
-  {
-    const c10::impl::ExcludeDispatchKeyGuard no_autograd(
-        c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset);
-    const KernelScope scope(as_float || cast_result ? -1 : device);
-    target.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
-  }
-  base = stack->size() - n_results;
-  if (as_float || cast_result) {
-    const KernelScope scope(device);
-    if (as_float) {
-      cast_from_float(stack->data() + base, n_results, *as_float);
-    }
-    if (cast_result) {
-      stack->back() = cast(stack->back().toTensor(), *cast_result);
-    }
-  }
-
-  // The results, on the device.
-  for (const Written& argument : written) {
-    if (argument.device.isTensor()) {
-      aliases.write_back(argument.device.toTensor(), argument.host.toTensor());
-    } else if (argument.device.isTensorList()) {
-      const auto on_device = argument.device.toTensorVector();
-      const auto on_host = argument.host.toTensorVector();
-      for (size_t i = 0; i < on_device.size(); i++) {
-        aliases.write_back(on_device[i], on_host[i]);
-      }
-    }
-  }
-  bool double_result = false;
-  for (size_t i = 0; i < n_results; i++) {
-    IValue& result = (*stack)[base + i];
-    if (op.returned_argument[i] < 0) {
-      map_tensors(result, [&](const Tensor& tensor) {
-        Tensor on_device = aliases.to_device(tensor, seen.device);
-        double_result |= on_device.defined() && on_device.is_xpu() && is_double(on_device);
-        return on_device;
-      });
-      continue;
-    }
-    for (const Written& argument : written) {
-      if (argument.argument == op.returned_argument[i]) {
-        result = argument.device;
-      }
-    }
-  }
-  if (double_result && !seen.any_double && !op.is_view) {
-    op.counters.float64.fetch_add(1, std::memory_order_relaxed);
-    if (!has_fp64(device)) {
-      raise_no_fp64(op.counters);
-    }
-  }
+  HostCall call(op, stack, aliases);
+  call.move_arguments_to_host();
+  call.launch();
+  call.run(target, adapt);
+  call.move_results_to_device();
 }
 
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {

@@ -26,7 +26,8 @@ void run_on_host(
 
 // One kernel on the device's current stream: counted, and raising what was ordered for it.
 void launch_kernel(OperatorCounters& counters, int device);
-[[noreturn]] void raise_no_fp64(OperatorCounters& counters);
+// A kernel that computes in float64: counted, and refused where the device can't.
+void count_float64(OperatorCounters& counters, int device);
 
 // A copy between host and device.
 void count_host_to_device(bool pinned, bool non_blocking, size_t bytes);

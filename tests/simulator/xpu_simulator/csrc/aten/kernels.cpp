@@ -192,12 +192,8 @@ bool is_double(const Tensor& tensor) {
 }
 
 void check_fp64(const Tensor& self, const Tensor& source, int device, OperatorCounters& counters) {
-  if (!is_double(self) && !is_double(source)) {
-    return;
-  }
-  counters.float64.fetch_add(1, std::memory_order_relaxed);
-  if (!has_fp64(device)) {
-    raise_no_fp64(counters);
+  if (is_double(self) || is_double(source)) {
+    count_float64(counters, device);
   }
 }
 
