@@ -1,0 +1,199 @@
+"""Memory figures and clearing, where the driver can tell its free memory and where it can't."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+from ultralytics.utils.autobatch import check_train_batch_size
+
+import xpu_simulator
+from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices, plugins
+from yolo_xpu_trainer.run import Precision, Run
+from yolo_xpu_trainer.upstream import activated
+from yolo_xpu_trainer.upstream.memory import ROWS
+
+from .conftest import TrainingData
+
+Train = Callable[..., Any]
+laptop = pytest.mark.xpu_profile("core-ultra-155h")
+
+
+@pytest.fixture
+def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
+    """Return a function that trains; it takes what to call at which event."""
+
+    def run(callbacks: dict[str, Callable[[Any], None]] | None = None, **more: Any) -> Any:
+        model = YOLO("yolo11n.yaml")
+        for event, callback in (callbacks or {}).items():
+            model.add_callback(event, callback)
+        given = {"data": data("detect"), "epochs": 1, "imgsz": 32, "batch": 2, "plots": False, "project": str(tmp_path)}
+        model.train(trainer=XPUDetectionTrainer, **{**given, **more})
+        return model.trainer
+
+    return run
+
+
+@pytest.fixture
+def trainer(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Any:
+    return XPUDetectionTrainer(overrides={"model": "yolo11n.yaml", "data": data("detect"), "project": str(tmp_path)})
+
+
+@laptop
+def test_this_laptop_can_not_tell_its_free_memory(xpu: torch.device) -> None:
+    with pytest.raises(RuntimeError, match="doesn't support querying the available free memory"):
+        torch.xpu.mem_get_info(0)
+    assert devices.info(0).free_memory() is None
+
+
+# The progress line
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize(
+    "profile", [pytest.param(name, marks=pytest.mark.xpu_profile(name)) for name in ("core-ultra-155h", "arc-b580")]
+)
+def test_the_progress_line_shows_the_memory_in_use(
+    train: Train, profile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[float] = []
+    train({"on_train_batch_end": lambda trainer: seen.append(trainer._get_memory())}, val=False)
+    assert len(seen) == 4
+    assert all(figure > 0 for figure in seen)
+    shown = {float(text) for text in re.findall(r"1/1\s+([0-9.]+)G", capsys.readouterr().out)}
+    assert shown
+    assert max(shown) == pytest.approx(max(seen), rel=0.01)
+
+
+@pytest.mark.xpu_hardware
+def test_memory_is_what_pytorch_holds_on_the_runs_own_device(trainer: Any, xpu: torch.device) -> None:
+    held = torch.empty(256 << 20, dtype=torch.uint8, device=xpu)
+    reserved, total = torch.xpu.memory_reserved(xpu), torch.xpu.get_device_properties(xpu).total_memory
+    assert held.nbytes <= reserved
+    assert trainer._get_memory() == pytest.approx(reserved / 2**30)
+    assert trainer._get_memory(fraction=True) == pytest.approx(reserved / total)
+    assert plugins.manager().hook.xpu_memory(device=trainer.xpu.device) == (reserved, total)
+
+
+@pytest.mark.xpu_profile("max-1550")
+def test_memory_of_another_device_does_not_count(data: TrainingData, xpu: torch.device, tmp_path: Path) -> None:
+    given = {"model": "yolo11n.yaml", "data": data("detect"), "project": str(tmp_path), "device": "xpu:1"}
+    trainer = XPUDetectionTrainer(overrides=given)
+    before = trainer._get_memory()
+    elsewhere = torch.empty(256 << 20, dtype=torch.uint8, device="xpu:0")
+    assert trainer._get_memory() == before
+    assert elsewhere.nbytes
+
+
+# Clearing
+
+
+@pytest.fixture
+def clearings(monkeypatch: pytest.MonkeyPatch, xpu: torch.device) -> list[str]:
+    """Note what is going on whenever PyTorch's cache is emptied; the last entry says what is."""
+    noted = ["start"]
+    empty = torch.xpu.empty_cache
+
+    def empty_cache() -> None:
+        noted.insert(-1, f"cleared in {noted[-1]}")
+        empty()
+
+    monkeypatch.setattr(torch.xpu, "empty_cache", empty_cache)
+    return noted
+
+
+@pytest.mark.xpu_hardware
+@laptop
+def test_the_cache_is_not_emptied_step_by_step(train: Train, clearings: list[str]) -> None:
+    def enter(phase: str) -> Callable[[Any], None]:
+        return lambda trainer: clearings.__setitem__(-1, phase)
+
+    events = {"on_train_epoch_start": enter("an epoch"), "on_train_epoch_end": enter("between epochs")}
+    train(events, epochs=2)
+    clearings.pop()
+    assert "cleared in an epoch" not in clearings
+    assert len(clearings) <= 2  # at the end of the run, and after AutoBatch
+
+
+def test_the_cache_is_emptied_where_it_has_grown_large(trainer: Any, clearings: list[str]) -> None:
+    held = torch.empty(int(trainer.xpu.device.total_memory * 0.3), dtype=torch.uint8, device=trainer.device)
+    trainer._clear_memory(0.5)
+    assert clearings == ["start"]
+    more = torch.empty_like(held)
+    trainer._clear_memory(0.5)
+    assert clearings == ["cleared in start", "start"]
+    del held, more
+    trainer._clear_memory()
+    assert clearings == ["cleared in start"] * 2 + ["start"]
+    assert trainer._get_memory() == 0
+
+
+@laptop
+def test_clearing_needs_no_figure_of_free_memory(trainer: Any, clearings: list[str]) -> None:
+    trainer._clear_memory(0.5)
+    trainer._clear_memory()
+    assert clearings == ["cleared in start", "start"]
+
+
+# AutoBatch
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize(
+    "profile", [pytest.param(name, marks=pytest.mark.xpu_profile(name)) for name in ("core-ultra-155h", "arc-b580")]
+)
+def test_autobatch_finds_a_batch_size(train: Train, profile: str) -> None:
+    trainer = train(batch=-1, val=False)
+    assert trainer.device.type == "xpu"
+    assert 1 <= trainer.args.batch <= 8  # as many as there are images
+    assert trainer.last.exists()
+
+
+@pytest.fixture
+def run(xpu: torch.device) -> Run:
+    return Run(devices.info(0), (0,), Precision("fp32", "a test says so"), Options())
+
+
+@laptop
+def test_free_memory_is_computed_from_the_allocators_figures_where_the_driver_has_none(
+    run: Run, xpu: torch.device
+) -> None:
+    held = torch.empty(1 << 30, dtype=torch.uint8, device=xpu)
+    with activated(ROWS, run) as acting:
+        assert acting == ROWS
+        free, total = torch.xpu.mem_get_info(xpu)
+        assert total == torch.xpu.get_device_properties(xpu).total_memory
+        assert free == total - torch.xpu.memory_reserved(xpu)
+        assert free <= total - held.nbytes
+        assert torch.xpu.mem_get_info() == (free, total)
+    with pytest.raises(RuntimeError, match="free memory"):
+        torch.xpu.mem_get_info(0)
+
+
+def test_a_driver_that_knows_its_free_memory_is_asked_itself(run: Run) -> None:
+    asked = torch.xpu.mem_get_info
+    with activated(ROWS, run) as acting:
+        assert acting == []
+        assert torch.xpu.mem_get_info is asked
+
+
+@laptop
+def test_upstreams_autobatch_fails_here_without_that(run: Run, xpu: torch.device) -> None:
+    # Once it doesn't, the row can go.
+    model = YOLO("yolo11n.yaml").model.to(xpu)
+    with pytest.raises(RuntimeError, match="free memory"):
+        check_train_batch_size(model, imgsz=32, amp=False, dataset_size=2)
+    with activated(ROWS, run):
+        assert check_train_batch_size(model, imgsz=32, amp=False, dataset_size=2) in (1, 2)
+
+
+def test_a_driver_that_stops_answering_in_the_middle_of_a_process_is_noticed_by_the_next_run(run: Run) -> None:
+    xpu_simulator.faults.mem_get_info()
+    with activated(ROWS, run) as acting:
+        assert acting == ROWS
+        assert torch.xpu.mem_get_info()[0] > 0
