@@ -30,6 +30,8 @@ enum class Softmax { kNone, kForward, kBackward };
 
 // What the fallback has to know of an operator, read from its schema once.
 struct Operator {
+  explicit Operator(OperatorCounters& counters_of_operator) : counters(counters_of_operator) {}
+
   OperatorCounters& counters;
   bool is_view = false;
   bool takes_host_indices = false;
@@ -82,7 +84,7 @@ Softmax softmax_kind(const std::string& name) {
 }
 
 std::unique_ptr<Operator> describe(const c10::OperatorHandle& op, const std::string& name) {
-  auto made = std::make_unique<Operator>(Operator{operator_counters(name)});
+  auto made = std::make_unique<Operator>(operator_counters(name));
   const auto& arguments = op.schema().arguments();
   for (size_t i = 0; i < arguments.size(); i++) {
     const auto* alias = arguments[i].alias_info();
