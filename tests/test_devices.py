@@ -319,6 +319,13 @@ def test_a_mask_that_hides_every_xpu_is_named(build: Build, mask: str, monkeypat
     assert f"Unset {mask}" in str(error)
 
 
+@no_xpu
+def test_an_empty_mask_hides_nothing(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZE_AFFINITY_MASK", "")
+    monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "")
+    assert "the driver shows no XPU" in str(refused(build, "xpu"))
+
+
 @pytest.mark.parametrize("asked", ["xpu", "xpu:1", torch.device("xpu", 0), "xpu:0,1"], ids=repr)
 def test_a_build_without_xpu_support_is_named_with_the_right_wheel(
     build: Build, wrong_build: None, asked: object

@@ -1,0 +1,21 @@
+"""Lint, format and types, checked with the tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)], ids=" ".join
+)
+def test_the_repository_passes(command: tuple[str, ...]) -> None:
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("the settings are in the repository's pyproject.toml, which isn't here")
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
