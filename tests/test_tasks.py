@@ -150,9 +150,17 @@ def _open_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @dataclass
 class Seen:
-    """What callbacks saw of a run."""
+    """What callbacks saw of a run.
+
+    Attributes:
+        parameters: Types of the devices that held the parameters.
+        sums: The sum of all parameters before and after training.
+        losses: The loss of each batch.
+        validations: For each, whether it was within training, and its device's type.
+    """
 
     parameters: set[str] = field(default_factory=set)
+    sums: set[float] = field(default_factory=set)
     losses: list[float] = field(default_factory=list)
     validations: list[tuple[bool, str]] = field(default_factory=list)
 
@@ -160,11 +168,16 @@ class Seen:
 def _watch(trainer: Any) -> Seen:
     seen = Seen()
 
+    def total(trainer: Any) -> None:
+        seen.sums.add(sum(p.detach().abs().sum().item() for p in trainer.model.parameters()))
+
     def batch_end(trainer: Any) -> None:
         seen.parameters |= {p.device.type for p in trainer.model.parameters()}
         seen.losses.append(trainer.loss.item())
 
+    trainer.add_callback("on_train_start", total)
     trainer.add_callback("on_train_batch_end", batch_end)
+    trainer.add_callback("on_train_epoch_end", total)
     trainer.add_callback("on_val_end", lambda v: seen.validations.append((v.training, v.device.type)))
     return seen
 
@@ -184,6 +197,8 @@ def _check(name: str, case: Case, data: Any, log: list[logging.LogRecord], direc
             "epochs": 1,
             "imgsz": 64,
             "batch": 4,
+            "nbs": 4,  # a step of the optimizer each batch, at its full rate
+            "warmup_epochs": 0,
             "workers": 0,
             "project": str(directory),
             "name": "run",
@@ -193,6 +208,7 @@ def _check(name: str, case: Case, data: Any, log: list[logging.LogRecord], direc
     trainer.train()
 
     assert seen.parameters == {"xpu"}
+    assert len(seen.sums) == 2
     assert seen.validations == [(True, "xpu"), (False, "xpu")]
     assert seen.losses
     assert all(map(math.isfinite, seen.losses))
