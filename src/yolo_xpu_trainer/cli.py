@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from .errors import XPUTrainerError
 
 COMMANDS = {
+    "bench": "measure images per second of training and inference, plain Ultralytics against this package",
     "demo": "train a small detector of handwritten digits, from nothing to a picture of its predictions",
     "doctor": "say which XPUs there are, what they can do, and why there is none",
     "plugins": "show which plugin implements which hook, in which order they are asked",

@@ -1,0 +1,102 @@
+"""The report as a bar chart."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .output import figure, speedup
+from .results import MEASURED, TITLES, Case, Report, Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["save"]
+
+# Told apart with any colour vision, and in grey (Okabe and Ito's palette).
+_COLOURS = {"plain": "#999999", "ours": "#0072B2", "both": "#E69F00"}
+_LEGEND = {"plain": "plain Ultralytics", "ours": "with yolo-xpu-trainer", "both": "CPU: the same code for both"}
+_WIDTH = 0.38
+
+
+def save(report: Report, path: Path) -> None:
+    """Draw images per second by device and precision, a panel for each mode, and write a PNG.
+
+    The figure is made without pyplot, which would choose a backend for the whole process.
+    """
+    from matplotlib.figure import Figure
+
+    panels = {mode: report.tried(mode) for mode in MEASURED if mode in report.settings.modes}
+    groups = max((len(cases) for cases in panels.values()), default=1)
+    width = max(7.0, 1.6 + 1.35 * groups)
+    drawing = Figure(figsize=(width, 1.6 + 3.4 * len(panels)), dpi=150, layout="constrained")
+    drawing.suptitle("\n".join(_title(report, width)), fontsize=11, color="#b00020" if report.simulated else "black")
+    all_axes: Any = drawing.subplots(len(panels), 1, squeeze=False)
+    for axes, (mode, cases) in zip(all_axes[:, 0], panels.items(), strict=True):
+        _panel(axes, TITLES[mode], cases)
+    shown = {result.implementation for result in report.results if result.windows}
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=_COLOURS[name], label=_LEGEND[name]) for name in _COLOURS if name in shown]
+    if handles:
+        drawing.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    drawing.savefig(path)
+
+
+def _title(report: Report, width: float) -> list[str]:
+    """Return the title's lines, no longer than the figure is wide in inches."""
+    e = report.environment
+    devices = [target.label for target in report.targets if target.index is not None] or [report.targets[0].label]
+    lines = [
+        f"{report.subject} on {', '.join(dict.fromkeys(devices))}",
+        f"torch {e['torch']}, Ultralytics {e['ultralytics']}, yolo-xpu-trainer {e['yolo_xpu_trainer']}; "
+        f"median of {report.settings.repeats}, bars from least to greatest",
+    ]
+    if report.simulated:
+        lines.insert(0, "SIMULATED XPU: no hardware was measured")
+    return [part for line in lines for part in textwrap.wrap(line, int(width * 12.5))]
+
+
+def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]]) -> None:
+    """Draw one mode: a group of bars for each case."""
+    top = max((max(r.figures(), default=0) for _, results in cases for r in results.values()), default=0) or 1.0
+    for position, (_, results) in enumerate(cases):
+        offsets = [0.0] if len(results) == 1 else [-_WIDTH / 2, _WIDTH / 2]
+        for offset, result in zip(offsets, results.values(), strict=True):
+            _bar(axes, position + offset, result, top)
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
+    axes.set_ylabel("images per second")
+    axes.set_ylim(0, top * 1.22)
+    axes.set_xlim(-0.6, len(cases) - 0.4)
+    axes.set_xticks(range(len(cases)), [_tick(case, results) for case, results in cases], fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _bar(axes: Axes, x: float, result: Result, top: float) -> None:
+    """Draw one bar with its value above, or why there is none."""
+    if result.median is None:
+        text = "failed" if result.status == "failed" else "n/a"
+        axes.text(x, top * 0.02, text, ha="center", va="bottom", rotation=90, fontsize=8, color="#777777")
+        return
+    figures = result.figures()
+    below, above = result.median - min(figures), max(figures) - result.median
+    axes.bar(
+        x,
+        result.median,
+        _WIDTH * 0.94,
+        color=_COLOURS[result.implementation],
+        yerr=[[below], [above]] if len(figures) > 1 else None,
+        capsize=3,
+        error_kw={"elinewidth": 1, "ecolor": "#222222"},
+    )
+    label = figure(result.median)
+    axes.text(x, max(figures) + top * 0.02, label, ha="center", va="bottom", fontsize=8)
+
+
+def _tick(case: Case, results: dict[str, Result]) -> str:
+    lines = [case.target.name, case.precision, *(["compiled"] if case.compile else [])]
+    ratio = speedup(results)
+    return "\n".join([*lines, f"{ratio} x"] if ratio != "-" else lines)
