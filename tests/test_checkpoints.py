@@ -194,7 +194,8 @@ def test_we_remember_device_precision_and_options(bf16: Path, fp16: Path, fp32: 
     ours = load(bf16)["xpu_trainer"]
     assert (ours["device"], ours["precision"]) == ("xpu:1", "bf16")
     assert ours["options"] == Options(pin_memory=False, non_blocking=False).as_dict()
-    assert load(fp16)["xpu_trainer"] == {"device": "xpu:0", "precision": "fp16", "options": Options().as_dict()}
+    ours = load(fp16)["xpu_trainer"]
+    assert (ours["device"], ours["precision"], ours["options"]) == ("xpu:0", "fp16", Options().as_dict())
     assert load(fp32)["xpu_trainer"]["precision"] == "fp32"
     assert load(fp32)["train_args"]["amp"] is False
 
