@@ -79,6 +79,17 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None
 
 
 @hookspec(firstresult=True)
+def xpu_loss_means(trainer: Any, means: dict[str, Any], last: bool) -> dict[str, Any] | None:
+    """Replace the epoch's mean losses, which the progress line formats after every batch.
+
+    Args:
+        trainer: The trainer.
+        means: The means so far, tensors on the device by name.
+        last: Whether the epoch ends with this batch.
+    """
+
+
+@hookspec(firstresult=True)
 def xpu_memory(device: DeviceInfo) -> tuple[int, int] | None:  # type: ignore[empty-body]
     """Return the bytes in use on the device and its total, for the progress line and for deciding when to clear."""
 

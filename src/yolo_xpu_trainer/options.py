@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from .errors import OptionValueError, UnknownOptionError
@@ -28,10 +29,13 @@ class Options:
             does so for an XPU since 8.4.111. Default True.
         non_blocking: Whether batches are copied to the device while the host goes on. Ultralytics does so for an XPU
             since 8.4.111; some integrated GPUs were found slower with it (ComfyUI#9322). Default True.
+        log_every: How old, in seconds, the losses in the progress line may be; the host waits for the device when it
+            reads them. 0 reads them with every batch, as Ultralytics does. An epoch's last are exact. Default 0.5.
     """
 
     pin_memory: bool = True
     non_blocking: bool = True
+    log_every: float = 0.5
 
     @classmethod
     def names(cls) -> list[str]:
@@ -60,7 +64,8 @@ class Options:
                     value=value,
                     suggestions=near,
                 )
-        return {k.removeprefix(_PREFIX): _parse(k, v) for k, v in given.items()}
+        known = {_PREFIX + f.name: f for f in fields(cls)}
+        return {known[k].name: _parse(known[k], k, v) for k, v in given.items()}
 
     @classmethod
     def build(cls, given: Mapping[str, Any], saved: Mapping[str, Any]) -> Options:
@@ -75,7 +80,7 @@ class Options:
             if field.name in given:
                 chosen[field.name] = given[field.name]
             elif variable in os.environ:
-                chosen[field.name] = _parse(variable, os.environ[variable])
+                chosen[field.name] = _parse(field, variable, os.environ[variable])
             elif field.name in saved:
                 chosen[field.name] = saved[field.name]
         return cls(**chosen)
@@ -91,14 +96,26 @@ class Options:
     @staticmethod
     def environment_of(given: Mapping[str, Any]) -> dict[str, str]:
         """Return the environment variables that give a child process some options, by field name."""
-        return {_ENV_PREFIX + k.upper(): str(int(v)) for k, v in given.items()}
+        return {
+            _ENV_PREFIX + k.upper(): str(float(v)) if isinstance(v, float) else str(int(v)) for k, v in given.items()
+        }
 
 
-def _parse(name: str, value: object) -> bool:
-    """Read a switch, whether given as a bool, a number or a word."""
+def _parse(option: Field[Any], name: str, value: object) -> Any:
+    """Read an option's value, whether given as what it is or as a word."""
     text = str(value).strip().lower()
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise OptionValueError(f"{name}={value!r} is neither true nor false. Use True or False.", name=name, value=value)
+    if isinstance(option.default, bool):
+        if text in _TRUE:
+            return True
+        if text in _FALSE:
+            return False
+        raise OptionValueError(
+            f"{name}={value!r} is neither true nor false. Use True or False.", name=name, value=value
+        )
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise OptionValueError(f"{name}={value!r} is no number from 0 on.", name=name, value=value)
+    return number

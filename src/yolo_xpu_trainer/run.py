@@ -42,6 +42,28 @@ class Precision:
         return self.name == "fp16"
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What the host knows of the batch that was last moved to the device.
+
+    Attributes:
+        total: How many targets it has.
+        most: How many the image with the most has.
+    """
+
+    total: int
+    most: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> Targets | None:
+        """Count a batch's targets; None where it has none, or they aren't on the host."""
+        index = batch.get("batch_idx")
+        if not isinstance(index, torch.Tensor) or index.device.type != "cpu" or not index.numel():
+            return None
+        counts = index.view(-1).long().bincount()
+        return cls(index.numel(), int(counts.max()))
+
+
 @dataclass
 class Run:
     """One run on one or more XPUs, as decided before it starts.
@@ -51,6 +73,8 @@ class Run:
         indices: Every XPU of the run; more than one means DDP, one process each.
         precision: How it computes.
         options: The `xpu_*` options.
+        targets: What the host knows of the batch at hand.
+        readings: What the progress line last read of the losses.
         resumed: What the checkpoint that it resumes remembers; empty for a new run.
     """
 
@@ -58,6 +82,8 @@ class Run:
     indices: tuple[int, ...]
     precision: Precision
     options: Options
+    targets: Targets | None = None
+    readings: Any = None
     resumed: Mapping[str, Any] = field(default_factory=dict)
 
     @property

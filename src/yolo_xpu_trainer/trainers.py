@@ -22,7 +22,7 @@ from . import devices
 from .errors import DeviceError
 from .options import Options
 from .plugins import manager
-from .run import AMP_VARIABLE, Precision, Run, saved_settings
+from .run import AMP_VARIABLE, Precision, Run, Targets, saved_settings
 from .upstream import activated, legacy, subprocesses
 
 _LOGGER = logging.getLogger("ultralytics")
@@ -76,6 +76,9 @@ class XPUTrainer:
     args: Any
     device: torch.device
     resume: Any
+    train_loader: Any
+    _tloss: Any = None
+    _batches_seen = 0
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class XPUTrainer:
             return
         precision = self._decide_precision(indices, saved)
         options = Options.build(self._given, saved.get("options", {}))
-        self.xpu = Run(devices.info(indices[0]), indices, precision, options, saved)
+        self.xpu = Run(devices.info(indices[0]), indices, precision, options, resumed=saved)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
 
@@ -209,6 +212,7 @@ class XPUTrainer:
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device as the policies want it, then let Ultralytics normalise it."""
         if self.xpu is not None:
+            self.xpu.targets = Targets.of(batch)
             moved = manager().hook.xpu_move_batch(trainer=self, batch=batch)
             batch = batch if moved is None else moved
         return super().preprocess_batch(batch)  # type: ignore[misc,no-any-return]
@@ -219,6 +223,20 @@ class XPUTrainer:
             return super().validate()  # type: ignore[misc]
         with self._around("xpu_around_validation"):
             return super().validate()  # type: ignore[misc]
+
+    @property
+    def tloss(self) -> Any:
+        """The epoch's mean losses so far: a dict since Ultralytics 8.4.105, a tensor before."""
+        return self._tloss
+
+    @tloss.setter
+    def tloss(self, means: Any) -> None:
+        self._batches_seen = 0 if means is None else self._batches_seen + 1
+        if self.xpu is not None and isinstance(means, dict):
+            last = self._batches_seen == len(self.train_loader)
+            shown = manager().hook.xpu_loss_means(trainer=self, means=means, last=last)
+            means = means if shown is None else shown
+        self._tloss = means
 
     def save_model(self) -> Any:
         """Save a checkpoint that is an Ultralytics checkpoint."""

@@ -66,6 +66,9 @@ class Row:
             return None
         replacement = self.replacement(run, original)
         inherited = isinstance(owner, type) and name not in vars(owner)
+        held = vars(owner).get(name)  # for a static method not what one gets from it
+        if isinstance(held, staticmethod):
+            replacement = staticmethod(replacement)
         for holder in _holders(name, original) if self.everywhere else [owner]:
             setattr(holder, name, replacement)
 
@@ -76,7 +79,7 @@ class Row:
                 if inherited:
                     delattr(holder, name)
                 elif vars(holder).get(name) is replacement:
-                    setattr(holder, name, original)
+                    setattr(holder, name, held)
 
         return restore
 
