@@ -56,7 +56,7 @@ class Options:
         given = {k: overrides.pop(k) for k in [k for k in overrides if k.startswith(_PREFIX)]}
         for key, value in given.items():
             if key not in cls.names():
-                near = difflib.get_close_matches(key, cls.names(), n=3, cutoff=0.5)
+                near = difflib.get_close_matches(key.lower(), cls.names(), n=3, cutoff=0.5)
                 raise UnknownOptionError(
                     f"There is no option {key!r}. "
                     + (f"Did you mean {' or '.join(near)}?" if near else f"The options are {', '.join(cls.names())}."),

@@ -1,0 +1,177 @@
+"""What a training step no longer waits for, counted beside plain Ultralytics, with the same numbers coming out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from .conftest import TrainingData
+
+STEPS = {"epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "warmup_epochs": 0, "nbs": 4}
+
+
+@contextmanager
+def plain_ultralytics() -> Iterator[None]:
+    """Take back everything that this package changes in Ultralytics."""
+    from yolo_xpu_trainer.upstream.process import process_rows
+
+    process_rows().deactivate()
+    try:
+        yield
+    finally:
+        process_rows().activate()
+
+
+def second_epoch(data: str, trainer: type, **arguments: Any) -> tuple[Any, int, list[float]]:
+    """Train, and return what was counted in the second epoch, its batches, and every batch's loss."""
+    from ultralytics import YOLO
+
+    import xpu_simulator
+
+    losses: list[torch.Tensor] = []
+    counting = xpu_simulator.count()
+    counted: list[Any] = []
+
+    def start(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            counted.append(counting.__enter__())
+
+    def end(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            counting.__exit__(None, None, None)
+
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_epoch_start", start)
+    model.add_callback("on_train_epoch_end", end)
+    model.add_callback("on_train_batch_end", lambda trainer: losses.append(trainer.loss.detach()))
+    model.train(trainer=trainer, data=data, device="xpu:0", amp=False, **{**STEPS, **arguments})
+    return counted[0], len(model.trainer.train_loader), [float(loss) for loss in losses]
+
+
+def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(xpu: Any, data: TrainingData) -> None:
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    with plain_ultralytics():
+        theirs, batches, their_losses = second_epoch(data("detect"), DetectionTrainer)
+    ours, _, our_losses = second_epoch(data("detect"), XPUDetectionTrainer, xpu_log_every=1e9)
+    assert our_losses == their_losses
+    waits = {name: sum(counts.syncs.values()) / batches for name, counts in (("plain", theirs), ("ours", ours))}
+    assert waits["plain"] >= 10
+    assert waits["ours"] <= 2 + 1 / batches  # the epoch's last losses are read
+    assert theirs.h2d["pageable", "blocking"] / batches >= 9
+    assert ours.h2d["pageable", "blocking"] / batches <= 3
+    assert ours.launches <= theirs.launches
+
+
+def test_the_progress_line_shows_an_epochs_last_losses_exactly(
+    xpu: Any, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ultralytics.engine.trainer as upstream
+    from ultralytics import YOLO
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    lines: list[str] = []
+    set_description = upstream.TQDM.set_description
+
+    def remember(self: Any, text: str) -> None:
+        lines.append(text)
+        set_description(self, text)
+
+    monkeypatch.setattr(upstream.TQDM, "set_description", remember)
+    means: list[list[float]] = []
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_epoch_end", lambda t: means.append([float(v) for _, v in t.tloss.items()]))
+    model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", xpu_log_every=1e9, **STEPS)
+    batches = len(model.trainer.train_loader)
+    for epoch, exact in enumerate(means):
+        shown = [float(v) for v in re.split(r"\s+", lines[(epoch + 1) * batches - 1].strip())[2:5]]
+        assert shown == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("images", [1, 3, 8])
+def test_targets_are_padded_as_ultralytics_pads_them(xpu: torch.device, images: int) -> None:
+    from types import SimpleNamespace
+
+    from ultralytics.utils.loss import v8DetectionLoss
+
+    from yolo_xpu_trainer.run import Targets
+    from yolo_xpu_trainer.upstream.waits import _preprocess
+
+    generator = torch.Generator().manual_seed(images)
+    for total in (1, 2, 7, 40):
+        index = torch.randint(images, (total,), generator=generator).sort().values
+        targets = torch.cat((index[:, None].float(), torch.rand(total, 5, generator=generator)), 1)
+        known = Targets.of({"batch_idx": index.float()})
+        assert known is not None
+        scale = torch.tensor([640.0, 480.0, 640.0, 480.0], device=xpu)
+        loss = SimpleNamespace(device=xpu)
+        run: Any = SimpleNamespace(targets=known)
+        expected = v8DetectionLoss.preprocess(loss, targets.to(xpu), images, scale)
+        found = _preprocess(run, v8DetectionLoss.preprocess)(loss, targets.to(xpu), images, scale)
+        assert torch.equal(found, expected)
+
+
+def predictions(trial: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Draw raw predictions of three images, with ties in scores and boxes in some trials, and NMS settings."""
+    generator = torch.Generator().manual_seed(trial)
+    anchors, classes = int(torch.randint(1, 500, (1,), generator=generator)), 4
+
+    def rand(channels: int) -> torch.Tensor:
+        return torch.rand(3, channels, anchors, generator=generator)
+
+    centres, sizes, scores = rand(2) * 200, rand(2) * 80 + 4, rand(classes)
+    if trial % 3 == 0:
+        scores = (scores * 5).round() / 5
+    if trial % 5 == 0:
+        centres, sizes = (centres / 20).round() * 20, torch.full_like(sizes, 30)
+    raw = torch.cat((centres, sizes, scores, rand(2 * (trial % 2))), 1)
+    settings = {
+        "conf_thres": [0.001, 0.25, 0.9, 0.99999][trial % 4],
+        "iou_thres": 0.5,
+        "nc": classes,
+        "multi_label": bool(trial % 2),
+        "agnostic": trial % 7 == 0,
+        "max_det": [300, 20][trial % 2],
+        "return_idxs": True,
+    }
+    return raw, settings
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("trial", range(20))
+def test_nms_keeps_the_boxes_that_ultralytics_keeps_on_the_cpu_in_their_order(xpu: torch.device, trial: int) -> None:
+    import torchvision  # noqa: F401 - Ultralytics takes its kernel if it is imported
+    from ultralytics.utils import nms
+
+    raw, settings = predictions(trial)
+    with plain_ultralytics():
+        expected, expected_anchors = nms.non_max_suppression(raw.clone(), **settings)
+    found, anchors = nms.non_max_suppression(raw.to(xpu), **settings)
+    for a, b, i, j in zip(expected, found, expected_anchors, anchors, strict=True):
+        assert b.device == xpu
+        assert torch.equal(a, b.cpu())
+        assert torch.equal(i.view(-1).long(), j.cpu().view(-1).long())
+
+
+def test_nms_waits_a_few_times_a_batch_rather_than_for_every_box(xpu: torch.device) -> None:
+    from ultralytics.utils import nms
+
+    import xpu_simulator
+
+    raw, settings = predictions(1)
+    raw = raw.to(xpu)
+    with plain_ultralytics(), xpu_simulator.count() as theirs:
+        nms.non_max_suppression(raw.clone(), **settings)
+    with xpu_simulator.count() as ours:
+        nms.non_max_suppression(raw.clone(), **settings)
+    assert sum(theirs.syncs.values()) > 100
+    assert sum(ours.syncs.values()) <= 4
