@@ -136,7 +136,7 @@ def why_none() -> NoXPUReason | None:
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
             remedy=f"Install an XPU build: `{XPU_WHEELS}`.",
         )
-    masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if k in os.environ}
+    masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)}
     if masks:
         shown = ", ".join(f"{k}={v!r}" for k, v in masks.items())
         return NoXPUReason(
@@ -237,7 +237,7 @@ def _checked(requested: object, indices: list[str]) -> tuple[int, ...]:
         )
     wrong = [i for i in named if i >= n] or [int(i) for i in indices if int(i) < -1]
     if wrong or len(indices) > n:
-        masks = [f"{k}={os.environ[k]!r}" for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if k in os.environ]
+        masks = [f"{k}={os.environ[k]!r}" for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)]
         hint = f", or check {' and '.join(masks)}" if masks else ""
         missing = f"xpu:{wrong[0]}" if wrong else f"{len(indices)} XPUs"
         raise NoSuchXPUError(

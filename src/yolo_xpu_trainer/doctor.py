@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 
 from rich.console import Console
@@ -64,7 +65,8 @@ def _changes() -> Table:
     changes = process_rows()
     changes.activate()
     for row in changes.rows:
-        importlib.import_module(row.module)
+        with contextlib.suppress(ImportError):  # an optional row's module, in a version that hasn't got it
+            importlib.import_module(row.module)
     table = Table("changed in Ultralytics", "state", "because", title="Changes", title_justify="left")
     for row in changes.rows:
         state = "active" if row.target in changes.acting else changes.passed.get(row.target, "waiting")

@@ -44,7 +44,7 @@ def _register(pm: pluggy.PluginManager, entry: EntryPoint) -> None:
         plugin = entry.load()
         pm.register(plugin, name=entry.name)
         pm.check_pending()  # a function that is marked as a hook of ours, and isn't one
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if pm.has_plugin(entry.name):
             pm.unregister(name=entry.name)
         _LOGGER.warning(f"XPU plugin {entry.name!r} ({entry.value}) is left out, for it can't be loaded: {error!r}")

@@ -11,9 +11,10 @@ import torch
 from .devices import DeviceInfo, info
 from .options import Options
 
-__all__ = ["AMP_VARIABLE", "CHECKPOINT_KEY", "Precision", "Run"]
+__all__ = ["AMP_VARIABLE", "AUTO", "CHECKPOINT_KEY", "Precision", "Run"]
 
 AMP_VARIABLE = "YOLO_XPU_AMP"
+AUTO = "auto"  # its value where the precision is left to the device
 CHECKPOINT_KEY = "xpu_trainer"
 
 
@@ -109,7 +110,7 @@ class Run:
 
         A precision that wasn't asked for is left to the child, which sees the same devices, and may check it.
         """
-        named = self.precision.name if self.precision.requested and self.precision.dtype else ""
+        named = self.precision.name if self.precision.requested else AUTO
         return {AMP_VARIABLE: named, **self.options.environment()}
 
     def settings(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from . import devices
 from .errors import DeviceError
 from .options import Options
 from .plugins import manager
-from .run import AMP_VARIABLE, Precision, Run, Targets, saved_settings
+from .run import AMP_VARIABLE, AUTO, Precision, Run, Targets, saved_settings
 from .upstream import activated, legacy, subprocesses
 
 _LOGGER = logging.getLogger("ultralytics")
@@ -91,8 +91,9 @@ class XPUTrainer:
         overrides = dict(overrides or {})
         self._automatic = automatic
         self._given = Options.take(overrides)
-        self._amp = overrides.pop("amp") if str(overrides.get("amp")).lower() in _AMP_NAMES else None
-        self._amp_given = self._amp is not None or overrides.get("amp") is not None
+        asked = overrides.get("amp")
+        self._amp = overrides.pop("amp") if str(asked).lower() in _AMP_NAMES else None
+        self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
         super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
         if self.xpu is not None:
             legacy.name_every_device(self)
@@ -126,6 +127,7 @@ class XPUTrainer:
                 return devices.resolve(saved["device"], prefer_xpu=True)
             except DeviceError as error:
                 _LOGGER.warning(f"XPU: the run to resume was on {saved['device']}, which is gone: {error}")
+                return devices.resolve(None, prefer_xpu=not self._automatic)
         indices = devices.resolve(self.args.device, prefer_xpu=not self._automatic)
         if (
             indices is None
@@ -151,10 +153,12 @@ class XPUTrainer:
         if self._amp is not None:
             return str(self._amp).lower(), ""
         named = os.environ.get(AMP_VARIABLE, "").lower()
-        if named in _AMP_NAMES and (RANK != -1 or not self._amp_given):  # a DDP worker is given its parent's `amp=True`
+        if RANK != -1 and named == AUTO:  # a DDP worker's own `amp` says less than its parent was asked
+            return True, ""
+        if named in _AMP_NAMES and (RANK != -1 or self._amp_switch is None):
             return named, f"{AMP_VARIABLE}={named} asks for it"
-        if self._amp_given:
-            return bool(self.args.amp), ""
+        if self._amp_switch is not None:
+            return self._amp_switch, ""
         if (named := saved.get("precision", "")) in _AMP_NAMES:
             return named, "the run to resume had it"
         amp = self.args.amp  # from a cfg file, or the default

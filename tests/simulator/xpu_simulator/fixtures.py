@@ -28,11 +28,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Activate the simulator, unless this torch has XPUs of its own."""
-    if session.config.getini(INI_OPTION) and not _has_real_xpu():
-        from .activation import activate
+    """Activate the simulator, unless this torch has XPUs of its own.
 
-        activate()
+    The autograd engine makes a queue for each device that is there at a process's first backward, none later, so the
+    profile with the most devices is there for that one.
+    """
+    if session.config.getini(INI_OPTION) and not _has_real_xpu():
+        import torch
+
+        from .activation import DEFAULT_PROFILE, activate, use_profile
+        from .profiles import PROFILES
+
+        activate(DEFAULT_PROFILE)
+        with use_profile(max(PROFILES, key=lambda name: PROFILES[name].devices)):
+            torch.autograd.backward(torch.ones(1, requires_grad=True).sum())
 
 
 @pytest.fixture
