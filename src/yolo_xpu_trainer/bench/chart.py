@@ -26,36 +26,43 @@ def save(report: Report, path: Path) -> None:
     The figure is made without pyplot, which would choose a backend for the whole process.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     panels = {mode: report.tried(mode) for mode in MEASURED if mode in report.settings.modes}
     groups = max((len(cases) for cases in panels.values()), default=1)
     width = max(7.0, 1.6 + 1.35 * groups)
-    drawing = Figure(figsize=(width, 1.6 + 3.4 * len(panels)), dpi=150, layout="constrained")
-    drawing.suptitle("\n".join(_title(report, width)), fontsize=11, color="#b00020" if report.simulated else "black")
+    drawing = Figure(figsize=(width, 1.7 + 3.2 * len(panels)), dpi=150, layout="constrained")
+    title, details = _texts(report, characters=int(width * 12))
+    drawing.suptitle(title, fontsize=12, fontweight="bold", color="#b00020" if report.simulated else "black")
+    drawing.supxlabel(details, fontsize=8, color="#555555")
     all_axes: Any = drawing.subplots(len(panels), 1, squeeze=False)
     for axes, (mode, cases) in zip(all_axes[:, 0], panels.items(), strict=True):
         _panel(axes, TITLES[mode], cases)
+        axes.set_xlim(-0.6, groups - 0.4)  # the same in every panel, so that bars are as wide
     shown = {result.implementation for result in report.results if result.windows}
-    from matplotlib.patches import Patch
-
     handles = [Patch(color=_COLOURS[name], label=_LEGEND[name]) for name in _COLOURS if name in shown]
-    if handles:
-        drawing.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    if handles:  # above the first panel, beside its title
+        style: Any = {"frameon": False, "fontsize": 9, "borderaxespad": 0.3, "columnspacing": 1.2, "handlelength": 1.2}
+        all_axes[0, 0].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), **style)
     drawing.savefig(path)
 
 
-def _title(report: Report, width: float) -> list[str]:
-    """Return the title's lines, no longer than the figure is wide in inches."""
+def _texts(report: Report, characters: int) -> tuple[str, str]:
+    """Return the title and the small print, in lines of so many characters."""
     e = report.environment
-    devices = [target.label for target in report.targets if target.index is not None] or [report.targets[0].label]
-    lines = [
-        f"{report.subject} on {', '.join(dict.fromkeys(devices))}",
-        f"torch {e['torch']}, Ultralytics {e['ultralytics']}, yolo-xpu-trainer {e['yolo_xpu_trainer']}; "
-        f"median of {report.settings.repeats}, bars from least to greatest",
-    ]
+    xpus = [target for target in report.targets if target.index is not None]
+    names = dict.fromkeys(target.label for target in xpus or report.targets)
+    title = textwrap.wrap(f"{report.subject} on {', '.join(names)}", characters)
     if report.simulated:
-        lines.insert(0, "SIMULATED XPU: no hardware was measured")
-    return [part for line in lines for part in textwrap.wrap(line, int(width * 12.5))]
+        title.insert(0, "SIMULATED XPU: no hardware was measured")
+    drivers = ", ".join(f"{target.name} driver {target.driver}" for target in xpus)
+    software = (
+        f"torch {e['torch']}, Ultralytics {e['ultralytics']}, yolo-xpu-trainer {e['yolo_xpu_trainer']}, {e['os']}"
+    )
+    repeats = report.settings.repeats
+    explained = f"Bars: median of {repeats} windows; lines: from the least to the greatest of them" * (repeats > 1)
+    details = [text for text in (", ".join(filter(None, (drivers, software))), explained) if text]
+    return "\n".join(title), "\n".join(part for text in details for part in textwrap.wrap(text, int(characters * 1.4)))
 
 
 def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]]) -> None:
@@ -68,7 +75,6 @@ def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]]) 
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
     axes.set_ylabel("images per second")
     axes.set_ylim(0, top * 1.22)
-    axes.set_xlim(-0.6, len(cases) - 0.4)
     axes.set_xticks(range(len(cases)), [_tick(case, results) for case, results in cases], fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.grid(True, color="#dddddd", linewidth=0.6)

@@ -37,7 +37,7 @@ def find_devices(requested: Sequence[str]) -> tuple[list[Target], list[str]]:
     for name in requested:
         if name == "cpu":
             targets["cpu"] = Target("cpu", _processor())
-        elif (reason := devices.why_none()) and len(set(requested) - {name}):
+        elif reason := devices.why_none():
             absent.append(f"{name} can't be measured: {reason.seen}. {reason.remedy}")
         else:
             for index in devices.resolve(name, prefer_xpu=True) or ():

@@ -18,7 +18,7 @@ from .models import Subject
 from .results import Case, Implementation, Report, Result
 from .settings import WARMUP, Settings
 from .surroundings import as_ours, as_plain, clear, first_line, quiet
-from .windows import infer, train
+from .windows import NotMeasured, infer, train
 
 __all__ = ["measure"]
 
@@ -140,6 +140,8 @@ def _measure_case(
                         subject, case, result.implementation, settings, source, told, lambda: progress.advance(bar)
                     )
                 result.windows.append(window)
+            except NotMeasured as error:
+                result.fail(str(error))
             except Exception as error:  # whatever a trainer, a driver or a compiler raises is a result too
                 result.fail(first_line(error))
             clear(case.target.index)

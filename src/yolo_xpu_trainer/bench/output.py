@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from .results import TITLES, Case, Report, Result
 
-__all__ = ["as_json", "figure", "markdown", "speedup", "spread", "table"]
+__all__ = ["as_json", "figure", "markdown", "speedup", "table"]
 
 _SAME = "same code"
 _NONE = "-"
@@ -23,29 +22,36 @@ def as_json(report: Report) -> str:
 
 
 def table(report: Report, mode: str) -> Table:
-    """Draw the results of a mode, a case a row."""
+    """Draw the results of a mode, a row for each case and implementation."""
     simulated = "SIMULATED XPU: no hardware was measured\n" * report.simulated
-    repeats = report.settings.repeats
+    figures = ("median", "spread", "ratio", "GiB", "busy %", "W")
     drawn = Table(
-        *("device", "precision", "plain", "ours", "ratio", "memory\nGiB", "busy\n%", "power\nW"),
+        *(Column(name, no_wrap=True) for name in ("device", "precision", "code")),
+        *(Column(name, no_wrap=True, justify="right") for name in figures),
         title=f"{simulated}{TITLES[mode]}, images per second: {report.subject}",
-        caption=f"median of {repeats} (least-greatest); memory, busy and power: plain / ours",
+        caption=f"{_statistic(report)}; GiB: most memory reserved",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     previous = None
-    for case, results in report.cases(mode):
-        drawn.add_row(
-            case.target.name if case.target != previous else "",
-            _precision(case),
-            *_columns(results, "\n"),
-            speedup(results),
-            _pair(results, _memory),
-            _pair(results, lambda result: _reading(result, "utilization")),
-            _pair(results, lambda result: _reading(result, "power_draw")),
-        )
+    for case, results in report.tried(mode):
+        device = case.target.name if case.target != previous else ""
         previous = case.target
+        names = [device, _precision(case)]
+        for result in results.values():
+            drawn.add_row(
+                *names,
+                result.implementation,
+                _median(result),
+                _apart(result) or _NONE,
+                speedup(results) if result.implementation == "ours" else _NONE,
+                _memory(result),
+                _reading(result, "utilization"),
+                _reading(result, "power_draw"),
+            )
+            names = ["", ""]
     return drawn
 
 
@@ -53,8 +59,7 @@ def markdown(report: Report) -> str:
     """Return a table to paste into an issue, with what it was measured on in every row."""
     e = report.environment
     heads = ("device", "driver", "OS", "torch", "Ultralytics", "yolo-xpu-trainer", "measured", "plain", "ours", "ratio")
-    repeats = report.settings.repeats
-    lines = [f"Images per second, median (least-greatest) of {repeats}; {report.subject}:", ""]
+    lines = [f"Images per second, {report.subject}; {_statistic(report)}:", ""]
     if report.simulated:
         lines[:0] = ["**Simulated XPU: no hardware was measured.**", ""]
     lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
@@ -62,7 +67,7 @@ def markdown(report: Report) -> str:
         target = case.target
         software = (e["os"], e["torch"], e["ultralytics"], e["yolo_xpu_trainer"])
         cells = (target.label, target.driver, *software, f"{case.mode} {_precision(case)}")
-        row = [*cells, *_columns(results, " "), speedup(results)]
+        row = [*cells, _cell(results, "plain"), _cell(results, "ours"), speedup(results)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     notes = report.footnotes()
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
@@ -73,13 +78,16 @@ def figure(value: float) -> str:
     return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
-def spread(result: Result, between: str) -> str:
-    """Write the median of a result and, with something between, how far its windows lie apart."""
+def _median(result: Result) -> str:
     if result.median is None:
         return "failed" if result.status == "failed" else _NONE
+    return figure(result.median)
+
+
+def _apart(result: Result) -> str:
+    """Write how far a result's windows lie apart, "" where there is one only."""
     figures = result.figures()
-    apart = f"{between}({figure(min(figures))}-{figure(max(figures))})" if len(figures) > 1 else ""
-    return figure(result.median) + apart
+    return f"{figure(min(figures))}-{figure(max(figures))}" if len(figures) > 1 else ""
 
 
 def speedup(results: dict[str, Result]) -> str:
@@ -88,21 +96,24 @@ def speedup(results: dict[str, Result]) -> str:
     return f"{ours / plain:.2f}" if plain and ours else _NONE
 
 
-def _columns(results: dict[str, Result], between: str) -> tuple[str, str]:
-    if both := results.get("both"):
-        return spread(both, between), _SAME if both.median is not None else spread(both, between)
-    plain, ours = (spread(results[name], between) if name in results else _NONE for name in ("plain", "ours"))
-    return plain, ours
+def _cell(results: dict[str, Result], implementation: str) -> str:
+    """Write the median and spread of an implementation, or that it is the same code."""
+    if implementation == "ours" and "both" in results:
+        return _SAME
+    result = results.get(implementation, results.get("both"))
+    if result is None:
+        return _NONE
+    apart = _apart(result)
+    return f"{_median(result)} ({apart})" if apart else _median(result)
+
+
+def _statistic(report: Report) -> str:
+    repeats = report.settings.repeats
+    return f"median of {repeats} windows, least to greatest" if repeats > 1 else "one window each"
 
 
 def _precision(case: Case) -> str:
     return case.precision + " compiled" * case.compile
-
-
-def _pair(results: dict[str, Result], value: Callable[[Result], str]) -> str:
-    """Write a value of both implementations, or of the one there is, "-" where there is none."""
-    shown = [value(result) for result in results.values()]
-    return " / ".join(shown) if any(text != _NONE for text in shown) else _NONE
 
 
 def _memory(result: Result) -> str:

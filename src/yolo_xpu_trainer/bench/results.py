@@ -215,7 +215,9 @@ class Report:
         """Return what the figures leave open: the notes, and why what is missing is missing, each reason once."""
         notes = list(self.notes)
         if self.simulated:
-            notes.insert(0, "SIMULATED: the XPU is the host's CPU and memory, so its figures say nothing of hardware.")
+            notes.insert(
+                0, "SIMULATED: the XPU is the host's processor and memory; its figures say nothing of hardware."
+            )
         missing: dict[str, list[str]] = {}
         for result in self.results:
             if result.status != "measured":

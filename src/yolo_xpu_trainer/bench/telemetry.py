@@ -45,8 +45,8 @@ def readable(index: int) -> tuple[list[str], str]:
             failed.setdefault(first_line(error), []).append(name)
         else:
             found.append(name)
-    reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failed.items())
-    return found, f"xpu:{index} tells no telemetry ({reasons})." if reasons else ""
+    reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in failed.items())
+    return found, f"xpu:{index} doesn't tell its {reasons}." if reasons else ""
 
 
 def _function(name: str) -> Callable[[int], float] | None:

@@ -16,10 +16,14 @@ from .settings import WARMUP, WINDOW_SECONDS, Settings
 from .surroundings import clear
 from .telemetry import Sampler
 
-__all__ = ["infer", "train"]
+__all__ = ["NotMeasured", "infer", "train"]
 
 WARMUP_SECONDS = 5
 """A warm-up that has lasted this long since its first step, the slow one, ends too."""
+
+
+class NotMeasured(Exception):  # noqa: N818 - nothing went wrong but the figure
+    """What ran wasn't what was to be measured."""
 
 
 class Clock:
@@ -163,6 +167,7 @@ def train(
         on_step: Called after each step.
 
     Raises:
+        NotMeasured: It ran in another precision, with another batch, or not compiled.
         Exception: Whatever a trainer raises.
     """
     clear(case.target.index)
@@ -180,14 +185,14 @@ def train(
         trainer.train()
     except _Left as left:
         if left.window is None:
-            raise RuntimeError(left.reason) from None
+            raise NotMeasured(left.reason) from None
         return left.window
     finally:
         clock.stop()
         _tidy_up(trainer)
         if case.compile:
             torch._dynamo.reset()
-    raise RuntimeError("the training ended before the window did")
+    raise NotMeasured("the training ended before the window did")
 
 
 def _arguments(subject: Subject, case: Case, settings: Settings, data: Path, ours: bool) -> dict[str, Any]:
@@ -279,11 +284,11 @@ def infer(
             if window := clock.step():
                 backend = model.predictor.model
                 if bool(backend.fp16) != (case.precision == "fp16"):
-                    raise RuntimeError(f"Ultralytics predicted in {'fp16' if backend.fp16 else 'fp32'}")
+                    raise NotMeasured(f"Ultralytics predicted in {'fp16' if backend.fp16 else 'fp32'}")
                 _check_compiled(backend, case)
                 return window
     except _Left as left:
-        raise RuntimeError(left.reason) from None
+        raise NotMeasured(left.reason) from None
     finally:
         clock.stop()
         if case.compile:
