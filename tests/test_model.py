@@ -17,7 +17,7 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import entrypoint
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import YAML
+from ultralytics.utils import DEFAULT_CFG, YAML
 
 import xpu_simulator
 from yolo_xpu_trainer import Options, XPUDetectionTrainer, XPUTrainer, hookimpl, plugins, trainers
@@ -152,6 +152,26 @@ def test_a_name_that_another_plugin_registers_is_known_too(xpu: torch.device, ch
         with pytest.raises(UnknownTrainerError) as caught:
             YOLO("yolo11n-cls.yaml").train(trainer="mine")
         assert caught.value.known == ("xpu",)
+    finally:
+        plugins.manager().unregister(name="theirs")
+
+
+def test_a_plugin_may_stand_in_for_our_own_trainer_whatever_its_constructor_takes(
+    xpu: torch.device, choose: Choose
+) -> None:
+    class Own(XPUDetectionTrainer):
+        def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> None:
+            super().__init__(cfg, overrides, _callbacks)
+
+    class Theirs:
+        @hookimpl
+        def xpu_trainers(self, upstream: type) -> dict[str, type]:
+            return {"xpu": Own}
+
+    plugins.manager().register(Theirs(), name="theirs")
+    try:
+        assert type(choose(trainer="xpu")) is Own
+        assert type(choose()) is Own
     finally:
         plugins.manager().unregister(name="theirs")
 
