@@ -106,7 +106,7 @@ class Checks:
         def look_at_validation(validator: Any) -> None:
             seen["validated"].add(str(validator.device))
 
-        model = YOLO("yolo11n.yaml")
+        model = YOLO("yolo11s.yaml")
         model = model.to(torch.device("xpu:0"))
         model.add_callback("on_train_start", look)
         model.add_callback("on_val_end", look_at_validation)
