@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -112,6 +113,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every version, on every profile")
     parser.add_argument("--versions", nargs="+", default=SAMPLE)
     parser.add_argument("--profiles", nargs="+", default=PROFILES[:1])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many cells at a time")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ultralytics-versions")
     args = parser.parse_args()
     versions, profiles = (VERSIONS, PROFILES) if args.all else (args.versions, args.profiles)
@@ -123,9 +125,13 @@ def main() -> int:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(versions) * len(profiles))
         for version in versions:
-            for profile in profiles:
-                progress.update(task, description=f"{version} {profile}")
-                results[version, profile] = run_checks(version, profile, args.cache)
+            progress.update(task, description=f"getting {version}")
+            overlay(version, args.cache)
+        cells = [(version, profile) for version in versions for profile in profiles]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            progress.update(task, description="checking")
+            for cell, found in zip(cells, pool.map(lambda cell: run_checks(*cell, args.cache), cells), strict=True):
+                results[cell] = found
                 progress.advance(task)
 
     capabilities = list(dict.fromkeys(c for found in results.values() for c in found))
