@@ -135,11 +135,12 @@ def _measure_case(
             progress.update(bar, description=f"{case}, {who}{repeat + 1} of {settings.repeats}")
             told = readings.get(case.target.name, [])
             try:
-                with as_ours() if result.implementation == "ours" else as_plain(), quiet():
+                with as_ours() if result.implementation == "ours" else as_plain(), quiet() as warned:
                     window = window_of(
                         subject, case, result.implementation, settings, source, told, lambda: progress.advance(bar)
                     )
                 result.windows.append(window)
+                result.warnings += [text for text in warned if text not in result.warnings]
             except NotMeasured as error:
                 result.fail(str(error))
             except Exception as error:  # whatever a trainer, a driver or a compiler raises is a result too

@@ -33,7 +33,7 @@ def table(report: Report, mode: str) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     previous = None
     for case, results in report.tried(mode):

@@ -84,7 +84,8 @@ class Window:
         seconds: How long that took.
         steps: In how many steps.
         warmup_steps: Steps before.
-        waiting_seconds: For how much of it the training loop waited for batches; None for inference.
+        waiting_seconds: For how much of it the training loop was between steps: waiting for batches, ending epochs.
+            None for inference.
         optimizer_steps: Optimizer steps taken within and due within, None for inference. The loss scaler leaves out
             those whose gradients are infinite.
         memory: Peaks of the run in bytes, by "allocated" and "reserved"; empty for a CPU.
@@ -116,6 +117,7 @@ class Result:
         status: "skipped" where it can't be done, "failed" where it was tried.
         reason: Why, unless measured.
         windows: The measurements, in order.
+        warnings: What Ultralytics warned of.
     """
 
     case: Case
@@ -123,6 +125,10 @@ class Result:
     status: Literal["measured", "skipped", "failed"] = "measured"
     reason: str = ""
     windows: list[Window] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return str(self.case) if self.implementation == "both" else f"{self.implementation} {self.case}"
 
     def fail(self, reason: str) -> None:
         """Note that it can't be measured after all. What was measured before is dropped: the run isn't sound."""
@@ -165,6 +171,7 @@ class Result:
             "reason": self.reason,
             "images_per_second": {**spread, "windows": figures} if figures else None,
             "windows": [asdict(window) for window in self.windows],
+            "warnings": self.warnings,
         }
 
 
@@ -218,12 +225,14 @@ class Report:
             notes.insert(
                 0, "SIMULATED: the XPU is the host's processor and memory; its figures say nothing of hardware."
             )
-        missing: dict[str, list[str]] = {}
+        shared: dict[str, list[str]] = {}
         for result in self.results:
             if result.status != "measured":
-                who = "" if result.implementation == "both" else f"{result.implementation} "
-                missing.setdefault(f"{result.status}: {result.reason}", []).append(f"{who}{result.case}")
-        notes += [f"{', '.join(cases)} {reason}" for reason, cases in missing.items()]
+                shared.setdefault(f" {result.status}: {result.reason}", []).append(str(result))
+        for result in self.results:
+            for warning in result.warnings:
+                shared.setdefault(f": Ultralytics warned: {warning}", []).append(str(result))
+        notes += [", ".join(results) + text for text, results in shared.items()]
         return notes + list(self._doubts())
 
     def _doubts(self) -> Iterator[str]:
@@ -232,14 +241,14 @@ class Report:
             waited = [w.waiting_seconds / w.seconds for w in result.windows if w.waiting_seconds is not None]
             if waited and (part := statistics.median(waited)) > DATA_BOUND:
                 yield (
-                    f"{result.implementation} {result.case} spent {part:.0%} of its time waiting for the data loader, "
+                    f"{result} spent {part:.0%} of its time waiting for the data loader, "
                     "so more processor cores, or a larger model, would show more of the device."
                 )
             steps = [w.optimizer_steps for w in result.windows if w.optimizer_steps is not None]
             taken, due = sum(taken for taken, _ in steps), sum(due for _, due in steps)
             if taken < due:
                 yield (
-                    f"{result.implementation} {result.case} took {taken} of {due} optimizer steps: the loss scaler "
+                    f"{result} took {taken} of {due} optimizer steps: the loss scaler "
                     "left the others out, for their gradients were infinite."
                 )
 

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import io
 import logging
+import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,20 +70,38 @@ _ROWS = [
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Iterator[list[str]]:
     """Keep Ultralytics' log, progress bars and reports to others out, and PyTorch's warnings.
 
     Within `as_plain` or `as_ours`, not around them: they change some of the same functions.
+
+    Yields:
+        What Ultralytics warns of in the meantime, each warning once.
     """
     logger = logging.getLogger("ultralytics")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    before = logger.level, logger.handlers, logger.propagate
+    warned: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: _note(record.getMessage(), warned)  # type: ignore[method-assign]
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), activated(_ROWS, None):
             warnings.simplefilter("ignore")
-            yield
+            yield warned
     finally:
+        level, logger.handlers, logger.propagate = before
         logger.setLevel(level)
+
+
+def _note(message: str, warned: list[str]) -> None:
+    """Note the first line of a warning, without the terminal's colours, unless it is noted already.
+
+    That images cached in RAM make a training indeterminate doesn't matter for its speed.
+    """
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", message).strip().splitlines()
+    if lines and lines[0] not in warned and "cache='ram'" not in lines[0]:
+        warned.append(lines[0])
 
 
 def clear(index: int | None) -> None:
@@ -95,6 +115,6 @@ def clear(index: int | None) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's type and the first line of its text."""
+    """Return an error's type and the first line of its text, which ends early where it is long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ": ".join([type(error).__name__, *lines[:1]])
+    return textwrap.shorten(": ".join([type(error).__name__, *lines[:1]]), 200, placeholder=" …")

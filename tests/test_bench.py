@@ -1,0 +1,623 @@
+"""The bench: what it measures, in which order, what it says of what it can't, and what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from xpu_simulator import faults
+from yolo_xpu_trainer.bench import data, measuring, settings, telemetry, windows
+from yolo_xpu_trainer.bench.output import figure, markdown, table
+from yolo_xpu_trainer.bench.results import Case, Report, Result, Target, Window
+from yolo_xpu_trainer.bench.surroundings import as_ours, as_plain, first_line, quiet
+from yolo_xpu_trainer.cli import main
+from yolo_xpu_trainer.upstream.process import process_rows
+
+arc_a770 = pytest.mark.xpu_profile("arc-a770")
+no_xpu = pytest.mark.xpu_profile("none")
+
+# Variables that imports set, and every `YOLO(…)`.
+SET_BY_OTHERS = {"CUBLAS_WORKSPACE_CONFIG", "NO_ALBUMENTATIONS_UPDATE", "TORCHINDUCTOR_CACHE_DIR"}
+
+# 64 images are one optimizer step.
+TINY = ["bench", "--imgsz", "64", "--batch", "64", "--steps", "1", "--repeats", "1"]
+CPU = Target("cpu", "A Processor")
+GPU = Target("xpu:0", "Intel Arc B580 Graphics", "1.6.33578+51", 0)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm up for two steps, and start no workers, which takes longer than the steps."""
+    monkeypatch.setattr(windows, "WARMUP", 2)
+    monkeypatch.setattr(measuring, "WARMUP", 2)
+    arguments = windows._arguments
+    monkeypatch.setattr(windows, "_arguments", lambda *args: {**arguments(*args), "workers": 0})
+
+
+def read(directory: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((directory / "bench.json").read_text(encoding="utf-8"))
+    return report
+
+
+def by_case(report: dict[str, Any]) -> dict[tuple[str, str, str, str], dict[str, Any]]:
+    keys = ("mode", "device", "precision", "implementation")
+    return {tuple(result[key] for key in keys): result for result in report["results"]}  # type: ignore[misc]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of a Markdown table's rows, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what a bench changes and has to put back."""
+    import matplotlib
+    import ultralytics.engine.trainer as trainer
+    from ultralytics.utils import callbacks, checks, torch_utils
+
+    return {
+        "rows": (process_rows().active, sorted(process_rows().acting)),
+        "functions": (trainer.check_amp, checks.check_amp, callbacks.add_integration_callbacks),
+        "select_device": torch_utils.select_device,
+        "level": logging.getLogger("ultralytics").level,
+        "warnings": list(warnings.filters),
+        "environment": {k: v for k, v in os.environ.items() if k not in SET_BY_OTHERS},
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()),
+        "backend": matplotlib.get_backend(),
+        "streams": (sys.stdout, sys.stderr),
+        "device": torch.xpu.current_device() if torch.xpu.device_count() else None,
+    }
+
+
+# Whole runs
+
+
+@no_xpu
+def test_without_an_xpu_the_cpu_is_measured_and_the_reason_given(
+    xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process_rows().activate()
+    before = {key: value for key, value in surroundings().items() if key != "select_device"}
+    assert main([*TINY, "--repeats", "2", "--precision", "fp32,fp16"]) == 0
+    after = surroundings()
+    assert {key: after[key] for key in before} == before
+    assert getattr(after["select_device"], "__module__", "").startswith("yolo_xpu_trainer")
+
+    printed = capsys.readouterr().out
+    assert "xpu can't be measured: PyTorch has XPU support, but the driver shows no XPU" in printed
+    assert "Caching" not in printed
+    directory = tmp_path / "runs" / "xpu-bench"
+    assert sorted(path.name for path in directory.iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+    report = read(directory)
+    assert report["schema"] == 1
+    assert report["simulated"] is False
+    assert report["settings"]["batch"] == 64
+    assert set(report["measured"]) == {"train", "infer"}
+    assert {"os", "python", "torch", "ultralytics", "yolo_xpu_trainer", "devices"} <= set(report["environment"])
+    assert any("driver shows no XPU" in note for note in report["notes"])
+    results = by_case(report)
+    assert set(results) == {(m, "cpu", p, "both") for m in ("train", "infer") for p in ("fp32", "fp16")}
+    for (_, _, precision, _), result in results.items():
+        if precision == "fp16":
+            assert (result["status"], result["images_per_second"]) == ("skipped", None)
+            assert "fp32 only" in result["reason"]
+            continue
+        speed = result["images_per_second"]
+        assert 0 < speed["least"] <= speed["median"] <= speed["greatest"]
+        assert len(speed["windows"]) == len(result["windows"]) == 2
+        for window, images_per_second in zip(result["windows"], speed["windows"], strict=True):
+            assert (window["images"], window["steps"], window["warmup_steps"]) == (64, 1, 2)
+            assert images_per_second == pytest.approx(64 / window["seconds"])
+            assert window["memory"] == window["telemetry"] == {}
+    assert results["train", "cpu", "fp32", "both"]["windows"][0]["optimizer_steps"] == [1, 1]
+
+    text = (directory / "bench.md").read_text(encoding="utf-8")
+    assert text in printed
+    for row, mode in zip(rows(text), ("train", "infer"), strict=True):
+        assert row[3:7] == [torch.__version__, report["environment"]["ultralytics"], "0.1.0", f"{mode} fp32"]
+        assert re.fullmatch(r"[\d.]+ \([\d.]+-[\d.]+\)", row[7])
+        assert row[8:] == ["same code", "-"]
+    picture = cv2.imread(str(directory / "bench.png"))
+    assert min(picture.shape[:2]) > 600
+    assert picture.std() > 20
+
+
+@arc_a770
+def test_a_gpu_without_fp64(xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain Ultralytics fails in fp16 and refuses bf16; both are reported, and nothing ends for it."""
+    before = surroundings()
+    assert main([*TINY, "--devices", "xpu", "--modes", "train", "--output", "out"]) == 0
+    after = surroundings()
+    del before["select_device"], after["select_device"]  # made anew when the rows act again
+    assert after == before
+
+    report = read(tmp_path / "out")
+    results = by_case(report)
+    plain = {p: results["train", "xpu:0", p, "plain"] for p in ("fp32", "fp16", "bf16")}
+    ours = {p: results["train", "xpu:0", p, "ours"] for p in ("fp32", "fp16", "bf16")}
+    assert [plain[p]["status"] for p in plain] == ["measured", "failed", "skipped"]
+    assert plain["fp16"]["reason"] == "RuntimeError: Required aspect fp64 is not supported on the device"
+    assert "refuses it" in plain["bf16"]["reason"]
+    assert [ours[p]["status"] for p in ours] == ["measured"] * 3
+    for result in (plain["fp32"], *ours.values()):
+        (window,) = result["windows"]
+        assert 0 < window["memory"]["allocated"] <= window["memory"]["reserved"]
+        assert window["optimizer_steps"][1] == 1
+    # autocast in 16 bits keeps half the activations' bytes
+    assert peak(ours["bf16"]) < 0.9 * peak(ours["fp32"])
+    assert peak(ours["fp32"]) == pytest.approx(peak(plain["fp32"]), rel=0.1)
+
+    assert report["simulated"] is True
+    assert report["environment"]["devices"][0]["has_fp64"] is False
+    printed = capsys.readouterr().out
+    text = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    assert "SIMULATED XPU: no hardware was measured" in printed
+    assert "**Simulated XPU: no hardware was measured.**" in text
+    assert [row[6:8] for row in rows(text)][1:] == [["train fp16", "failed"], ["train bf16", "-"]]
+    assert {(row[0], row[1]) for row in rows(text)} == {("Intel Arc A770 Graphics (simulated)", "1.6.33578+51")}
+    assert len([note for note in report["notes"] if "doesn't tell" in note]) == 1
+
+
+def peak(result: dict[str, Any]) -> int:
+    return int(result["windows"][0]["memory"]["allocated"])
+
+
+@pytest.mark.xpu_hardware
+def test_an_xpu(xpu: torch.device, short: None, tmp_path: Path) -> None:
+    before = surroundings()["device"]
+    assert main([*TINY, "--devices", "xpu", "--precision", "fp32", "--modes", "infer,train", "--output", "out"]) == 0
+    assert surroundings()["device"] == before
+    report = read(tmp_path / "out")
+    assert {result["status"] for result in report["results"] if result["implementation"] == "ours"} == {"measured"}
+    assert not any(result["status"] == "failed" for result in report["results"])
+
+
+def test_out_of_memory_is_no_figure_for_another_batch(
+    xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that meets it goes on with half the batch, which is not what was asked for."""
+    begin = windows._Watch.batch_start
+    orders = iter([50])  # the number of a kernel in the first forward pass
+
+    def order(self: windows._Watch, trainer: Any) -> None:
+        begin(self, trainer)
+        for launch in orders:
+            faults.out_of_memory(at_launch=launch)
+
+    monkeypatch.setattr(windows._Watch, "batch_start", order)
+    arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    report = read(tmp_path / "out")
+    plain, ours = (by_case(report)["train", "xpu:0", "fp32", code] for code in ("plain", "ours"))
+    assert plain["reason"] == "out of memory with batch 64 (the trainer goes on with 32)"
+    assert (plain["status"], plain["windows"]) == ("failed", [])
+    assert ours["status"] == "measured"
+
+
+@pytest.mark.parametrize("task", ["seg", "pose", "obb", "cls"])
+@no_xpu
+def test_every_task_trains_on_the_data_made_for_it(
+    task: str, xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MIN_IMAGES", 1)
+    arguments = ["--model", f"yolo11n-{task}.yaml", "--devices", "cpu", "--precision", "fp32", "--modes", "train"]
+    assert main([*TINY, *arguments, "--output", "out"]) == 0
+    (result,) = read(tmp_path / "out")["results"]
+    assert (result["status"], result["reason"]) == ("measured", "")
+
+
+# The order, and what goes wrong
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Replace what is measured by a note of it, 100 images per second for anything plain, 150 for ours."""
+    done: list[tuple[str, str]] = []
+
+    def note(subject: Any, case: Case, implementation: str, *args: Any) -> Window:
+        import ultralytics.engine.trainer as trainer
+
+        assert process_rows().active is (implementation == "ours")
+        assert trainer.check_amp(None) is True
+        done.append((str(case), implementation))
+        return Window(300, 2.0 if implementation == "ours" else 3.0, 4, 1)
+
+    monkeypatch.setattr(measuring, "train", note)
+    monkeypatch.setattr(measuring, "infer", note)
+    return done
+
+
+def test_plain_and_ours_take_turns(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
+    process_rows().activate()
+    assert main([*TINY, "--repeats", "2", "--devices", "cpu,xpu,xpu:0", "--precision", "fp32", "--output", "out"]) == 0
+    turns = ["plain", "ours", "plain", "ours"]
+    assert recorded == [
+        *[("train cpu fp32", "both")] * 2,
+        *[("train xpu:0 fp32", turn) for turn in turns],
+        *[("infer cpu fp32", "both")] * 2,
+        *[("infer xpu:0 fp32", turn) for turn in turns],
+    ]
+    row = rows((tmp_path / "out" / "bench.md").read_text(encoding="utf-8"))[1]
+    assert row[7:] == ["100 (100-100)", "150 (150-150)", "1.50"]
+
+
+def test_compiled_runs_come_beside_the_others(xpu: torch.device, recorded: list[tuple[str, str]]) -> None:
+    assert main([*TINY, "--devices", "xpu", "--precision", "fp32", "--modes", "infer", "--compile"]) == 0
+    assert recorded == [(f"infer xpu:0 fp32{c}", who) for c in ("", " compiled") for who in ("plain", "ours")]
+
+
+def test_before_8_4_111_plain_is_not_tried(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "knows_accelerators", lambda: False)
+    assert main([*TINY, "--devices", "xpu", "--precision", "fp16", "--output", "out"]) == 0
+    assert {who for _, who in recorded} == {"ours"}
+    plain = by_case(read(tmp_path / "out"))["train", "xpu:0", "fp16", "plain"]
+    assert plain["status"] == "skipped"
+    assert "knows no XPU; it does since 8.4.111" in plain["reason"]
+
+
+def test_what_fails_is_reported_once_and_not_repeated(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note: Callable[..., Window] = measuring.train
+
+    def fail(subject: Any, case: Case, implementation: str, *args: Any) -> Window:
+        if implementation == "plain":
+            recorded.append(("failed", case.precision))
+            raise ValueError("\nit broke\nand here is why")
+        return note(subject, case, implementation, *args)
+
+    monkeypatch.setattr(measuring, "train", fail)
+    arguments = ["--repeats", "3", "--devices", "xpu", "--precision", "fp32,fp16", "--modes", "train"]
+    assert main([*TINY, *arguments, "--output", "out"]) == 0
+    assert [done for done in recorded if done[0] == "failed"] == [("failed", "fp32"), ("failed", "fp16")]
+    assert len(recorded) == 2 + 2 * 3
+    report = read(tmp_path / "out")
+    assert report["notes"][-1] == "plain train xpu:0 fp32, plain train xpu:0 fp16 failed: ValueError: it broke"
+
+
+def test_an_interruption_keeps_what_was_measured(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any) -> Window:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "infer", interrupt)
+    assert main([*TINY, "--precision", "fp32", "--output", "out"]) == 130
+    report = read(tmp_path / "out")
+    assert {result["mode"] for result in report["results"]} == {"train"}
+    assert any(note.startswith("interrupted") for note in report["notes"])
+    assert not (tmp_path / "runs").exists()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--precision", "fp32,fp8"], "--precision 'fp32,fp8' names 'fp8'; it takes any of fp32, fp16, bf16"),
+        (["--devices", "cpu,abacus"], "--devices 'cpu,abacus' names 'abacus'; it takes any of cpu, xpu, xpu:0, xpu:1"),
+        (["--devices", ","], "--devices ',' names nothing; it takes any of cpu, xpu"),
+        (["--modes", "train,val"], "--modes 'train,val' names 'val'; it takes any of train, infer"),
+        (["--batch", "0"], "--batch '0' was given; it takes a whole number of at least 1."),
+        (["--batch", "-4"], "--batch '-4' was given"),
+        (["--steps", "many"], "--steps 'many' was given; it takes a whole number of at least 1."),
+        (["--repeats", "0"], "--repeats '0' was given"),
+        (
+            ["--imgsz", "100"],
+            "--imgsz '100' was given; it takes a whole number of at least 64 that is a multiple of 32",
+        ),
+        (["--model", "yolo11n.onnx"], "--model 'yolo11n.onnx' can't be trained"),
+        (["--model", "nonsense.yaml"], "--model 'nonsense.yaml' can't be loaded (FileNotFoundError"),
+        (["--model", "nonsense.pt"], "--model 'nonsense.pt' can't be loaded"),
+        (["--devices", "cpu,xpu:7"], "Asked for xpu:7, but this process sees 1 XPU"),
+    ],
+)
+def test_bad_input_is_refused(
+    arguments: list[str], complaint: str, xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TINY, *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"yolo-xpu bench: error: {complaint}")
+    assert message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@no_xpu
+def test_an_absent_xpu_alone_is_refused(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--devices", "xpu"]) == 2
+    assert "the driver shows no XPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom yolo_xpu_trainer.cli import main\n"
+        "try:\n    main(['bench', '--help'])\n"
+        "finally:\n    print([n for n in ('torch', 'ultralytics', 'numpy', 'cv2', 'rich') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Training is the whole loop" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+# Windows
+
+
+class FakeTime:
+    """Stands for the clock: a second passes between two steps."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    monkeypatch.setattr(windows, "time", fake)
+    return fake
+
+
+def make_settings(**changed: Any) -> settings.Settings:
+    parser = argparse.ArgumentParser()
+    from yolo_xpu_trainer import bench
+
+    bench.add_arguments(parser)
+    return settings.parse(parser.parse_args([word for k, v in changed.items() for word in (f"--{k}", str(v))]))
+
+
+def run_clock(fake: FakeTime, seconds: float, cycle: int = 1, **changed: Any) -> Window:
+    """Step until a window ends; a step takes so many seconds, the first of all a hundred more."""
+    sampler: Any = SimpleNamespace(start=lambda: None, stop=dict)
+    clock = windows.Clock(Case("train", CPU, "fp32"), make_settings(**changed), sampler, int)
+    fake.now += 100
+    while True:
+        fake.now += seconds
+        if window := clock.step(cycle):
+            return window
+
+
+def test_a_window_begins_after_the_warm_up(fake_time: FakeTime) -> None:
+    window = run_clock(fake_time, 0.1, steps=10, batch=16)
+    assert (window.warmup_steps, window.steps, window.images) == (settings.WARMUP, 10, 160)
+    assert window.images_per_second == pytest.approx(160)
+
+
+def test_a_window_holds_whole_optimizer_steps(fake_time: FakeTime) -> None:
+    assert run_clock(fake_time, 0.1, cycle=4, steps=10).steps == 12
+
+
+def test_slow_steps_end_warm_up_and_window_early(fake_time: FakeTime) -> None:
+    window = run_clock(fake_time, 6, cycle=4, steps=100, batch=8)
+    assert (window.warmup_steps, window.steps) == (2, 4)
+    assert window.images_per_second == pytest.approx(8 / 6)
+
+
+def trainer(amp: object, enabled: bool = True, xpu: str = "") -> SimpleNamespace:
+    run = SimpleNamespace(precision=SimpleNamespace(name=xpu, reason="of a check")) if xpu else None
+    return SimpleNamespace(args=SimpleNamespace(amp=amp), amp=enabled, xpu=run)
+
+
+@pytest.mark.parametrize(
+    ("running", "precision", "sound"),
+    [
+        (trainer(True), "fp16", True),
+        (trainer(True, enabled=False), "fp16", False),
+        (trainer(False, enabled=False), "fp32", True),
+        (trainer("bf16"), "bf16", True),
+        (trainer(True, xpu="bf16"), "bf16", True),
+        (trainer(True, enabled=False, xpu="fp32"), "fp16", False),
+    ],
+)
+def test_a_figure_is_for_the_precision_it_is_named_after(running: SimpleNamespace, precision: str, sound: bool) -> None:
+    case = Case("train", GPU, precision)
+    if sound:
+        windows._check_precision(running, case)
+    else:
+        with pytest.raises(windows._Left) as left:
+            windows._check_precision(running, case)
+        assert "ran in fp32" in left.value.reason
+
+
+def test_a_model_that_was_not_compiled_after_all_is_no_figure() -> None:
+    with pytest.raises(windows._Left):
+        windows._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
+    windows._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
+    windows._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))
+
+
+# Surroundings
+
+
+@pytest.fixture
+def rows_afterwards() -> Iterator[None]:
+    yield
+    process_rows().activate()
+
+
+def test_what_acted_before_acts_afterwards(rows_afterwards: None) -> None:
+    table = process_rows()
+    for active in (True, False):
+        (table.activate if active else table.deactivate)()
+        with as_plain():
+            assert not table.active
+            assert not table.acting
+        assert table.active is active
+        with as_ours(), quiet():
+            assert table.active
+        assert table.active is active
+
+
+def test_a_failure_puts_everything_back(rows_afterwards: None) -> None:
+    before = surroundings()
+    with pytest.raises(ZeroDivisionError), as_ours(), quiet():
+        print(1 / 0)
+    assert surroundings() == before
+
+
+def test_nobody_else_is_told_of_a_training() -> None:
+    from ultralytics.utils import callbacks
+
+    def fail(*args: object) -> None:
+        raise AssertionError("told")
+
+    instance = SimpleNamespace(callbacks={"on_train_start": [fail]})
+    with as_plain(), quiet():
+        callbacks.add_integration_callbacks(instance)
+    assert instance.callbacks == {"on_train_start": [fail]}
+
+
+def test_errors_are_one_line() -> None:
+    assert first_line(ValueError("\n  a\nb")) == "ValueError: a"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert len(first_line(ValueError("word " * 1000))) <= 200
+
+
+# Telemetry
+
+
+def test_telemetry_is_the_median_of_what_the_driver_tells(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([90.0, 97.0, 20.0, 98.0])
+
+    def utilization(device: int) -> float:
+        time.sleep(0.01)
+        return next(told)  # in the end it raises
+
+    monkeypatch.setattr(torch.xpu, "utilization", utilization)
+    monkeypatch.setattr(torch.xpu, "power_draw", lambda device: 150.0)
+    names, note = telemetry.readable(0)
+    assert names == ["utilization", "power_draw"]
+    assert note.startswith("xpu:0 doesn't tell its temperature, clock_rate, memory_usage (ImportError: pyzes")
+    sampler = telemetry.Sampler(0, names)
+    sampler.start()
+    time.sleep(0.7)
+    assert sampler.stop() == {"utilization": 97.0, "power_draw": 150.0}
+    assert sampler.stop() == {"utilization": 97.0, "power_draw": 150.0}
+
+
+def test_where_torch_has_no_telemetry_nothing_is_read(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in telemetry.READINGS:
+        monkeypatch.delattr(torch.xpu, name, raising=False)
+    names, note = telemetry.readable(0)
+    assert names == []
+    assert "has no such function" in note
+    sampler = telemetry.Sampler(0, names)
+    sampler.start()
+    assert sampler.stop() == {}
+
+
+# Data
+
+
+def test_the_data_set_has_whole_batches_and_is_the_same_every_time(tmp_path: Path) -> None:
+    subject: Any = SimpleNamespace(task="detect", classes=3, keypoints=(17, 3))
+    contents = []
+    for name in ("a", "b"):
+        description = data.write(tmp_path / name, subject, batch=48, size=64)
+        images = sorted((description.parent / "images" / "train").iterdir())
+        assert len(images) == 144
+        contents.append([path.read_bytes() for path in images])
+    assert contents[0] == contents[1]
+    assert cv2.imread(str(images[0])).shape == (64, 64, 3)
+    labels = [np.loadtxt(path, ndmin=2) for path in (description.parent / "labels" / "train").iterdir()]
+    assert set(np.vstack(labels)[:, 0]) == {0, 1, 2}
+    assert 5 < np.mean([len(label) for label in labels]) < 10
+    for _, centres, sides in (np.split(label, (1, 3), axis=1) for label in labels):
+        assert (centres - sides / 2).min() > -1e-5
+        assert (centres + sides / 2).max() < 1 + 1e-5
+
+
+# The report
+
+
+def make_report(*results: Result, **changed: Any) -> Report:
+    environment = {"os": "Ubuntu 24.04", "torch": "2.14.1+xpu", "ultralytics": "8.4.190", "yolo_xpu_trainer": "0.1.0"}
+    return Report(make_settings(**changed), environment, [CPU, GPU], list(results))
+
+
+def window(images_per_second: float, **more: Any) -> Window:
+    return Window(images=512, seconds=512 / images_per_second, steps=32, warmup_steps=8, **more)
+
+
+def test_figures_have_three_digits() -> None:
+    assert [figure(value) for value in (0.5, 9.996, 12.34, 99.96, 1234.5)] == ["0.50", "10.0", "12.3", "100", "1234"]
+
+
+def test_a_table_row_has_speed_memory_and_telemetry() -> None:
+    from rich.console import Console
+
+    case = Case("train", GPU, "bf16")
+    more = {"memory": {"allocated": 2 << 30, "reserved": 3 << 30}, "telemetry": {"utilization": 96.7}}
+    ours = Result(case, "ours", windows=[window(speed, **more) for speed in (200, 210, 190)])
+    plain = Result(case, "plain", windows=[window(160) for _ in range(3)])
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(make_report(plain, ours), "train"))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert ["xpu:0", "bf16", "plain", "160", "160-160", "-", "-", "-", "-"] in lines
+    assert ["ours", "200", "190-210", "1.25", "3.00", "97", "-"] in lines
+    assert "Simulated" not in markdown(make_report(plain, ours))
+
+
+def test_warnings_of_ultralytics_are_passed_on(log: list[logging.LogRecord]) -> None:
+    logger = logging.getLogger("ultralytics")
+    with as_plain(), quiet() as warned:
+        for text in ("\x1b[34mXPU:\x1b[0m it is slow\nbecause", "XPU: it is slow", "cache='ram' may produce"):
+            logger.warning(text)
+        logger.info("loading")
+    assert warned == ["XPU: it is slow"]
+    assert not log
+    logger.info("again")
+    assert [record.getMessage() for record in log] == ["again"]
+    results = [Result(Case("train", GPU, p), "ours", windows=[window(100)], warnings=warned) for p in ("fp32", "fp16")]
+    expected = "ours train xpu:0 fp32, ours train xpu:0 fp16: Ultralytics warned: XPU: it is slow"
+    assert make_report(*results).footnotes() == [expected]
+
+
+def test_doubtful_figures_say_so() -> None:
+    waiting = [window(100, waiting_seconds=2.0, optimizer_steps=(7, 8)) for _ in range(3)]
+    fine = [window(100, waiting_seconds=0.1, optimizer_steps=(8, 8))]
+    notes = make_report(
+        Result(Case("train", GPU, "fp16"), "ours", windows=waiting),
+        Result(Case("train", GPU, "fp32"), "ours", windows=fine),
+    ).footnotes()
+    assert len(notes) == 2
+    assert "ours train xpu:0 fp16 spent 39% of its time waiting for the data loader" in notes[0]
+    assert "ours train xpu:0 fp16 took 21 of 24 optimizer steps" in notes[1]
+
+
+def test_a_chart_says_that_a_device_is_simulated() -> None:
+    from yolo_xpu_trainer.bench.chart import _texts
+
+    title, details = _texts(make_report(), characters=80)
+    assert title == "yolo11n, imgsz 640, batch 16 on Intel Arc B580 Graphics"
+    assert "driver 1.6.33578+51" in details
+    report = make_report()
+    report.targets[1] = Target("xpu:0", "Intel Arc B580 Graphics", index=0, simulated=True)
+    title, _ = _texts(report, characters=80)
+    assert title.splitlines()[0] == "SIMULATED XPU: no hardware was measured"
+    assert title.endswith("(simulated)")
