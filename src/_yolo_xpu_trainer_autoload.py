@@ -15,8 +15,11 @@ _OFF = {"0", "false", "no", "off"}
 class _UltralyticsIsWanted:
     """A finder that finds nothing: it acts when Ultralytics is first looked for, and is gone then."""
 
+    acted = False
+
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        if name == "ultralytics":
+        if name == "ultralytics" and not self.acted:
+            self.acted = True
             _forget()
             _activate()
 
@@ -37,7 +40,8 @@ def act_on_import() -> None:
 
 
 def _forget() -> None:
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _UltralyticsIsWanted)]
+    # A new list: the import that is asking goes on through the old one, from which nothing may be missing.
+    sys.meta_path = [finder for finder in sys.meta_path if not isinstance(finder, _UltralyticsIsWanted)]
 
 
 def _activate() -> None:

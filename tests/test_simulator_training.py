@@ -1,7 +1,7 @@
 """Training on `xpu` gives what training on `cpu` gives, with every optimizer and precision, at about its cost."""
 
-import statistics
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,19 +134,29 @@ def test_synchronized_batch_norm_of_one_process_is_batch_norm(xpu):
 
 
 def test_a_training_step_costs_at_most_half_as_much_again_as_on_the_cpu(xpu):
-    """Medians of interleaved steps. The promise is 1.5; the rest is for machines that are busy with other work."""
+    """The fastest of interleaved steps, which a machine that is busy with other work disturbs least."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(16, 4, generator=generator) * 0.4 + 0.3
+    batch = {
+        "img": torch.rand(4, 3, 64, 64, generator=generator),
+        "batch_idx": torch.arange(4.0).repeat_interleave(4),
+        "cls": torch.zeros(16, 1),
+        "bboxes": boxes,
+    }
     devices = (torch.device("cpu"), xpu)
-    networks = {device: _network(device, width=32) for device in devices}
-    optimizers = {device: torch.optim.SGD(networks[device].parameters(), lr=0.01) for device in devices}
-    batches = {device: next(_batches(device)) for device in devices}
+    models = {device: DetectionModel("yolo11n.yaml", nc=3, verbose=False).to(device).train() for device in devices}
+    for model in models.values():
+        model.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    optimizers = {device: torch.optim.SGD(models[device].parameters(), lr=0.01) for device in devices}
     seconds = {device: [] for device in devices}
-    for _ in range(40):
+    for _ in range(15):
         for device in devices:
             start = time.perf_counter()
-            images, targets = batches[device]
-            functional.cross_entropy(networks[device](images), targets).backward()
+            models[device]({k: v.to(device) for k, v in batch.items()})[0].sum().backward()
             optimizers[device].step()
             optimizers[device].zero_grad()
             seconds[device].append(time.perf_counter() - start)
-    host, device = (statistics.median(seconds[device][5:]) for device in devices)
-    assert device / host < 2.5
+    host, device = (min(seconds[device][3:]) for device in devices)
+    assert device / host < 1.5, f"{device / host:.2f} times as long as on the CPU"

@@ -116,12 +116,12 @@ def test_a_run_on_the_cpu_changes_nothing(train: Train) -> None:
     assert during == set()
 
 
-def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check(train: Train) -> None:
+def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check_and_waits(train: Train) -> None:
     before = snapshot()
     during: set[tuple[str, str]] = set()
     train({event: lambda _: during.update(changed(before, snapshot())) for event in EVENTS}, amp=False)
     names = {name for _, name in during}
-    assert names <= {"check_amp", "save", "subprocess"}
+    assert names <= {"check_amp", "save", "subprocess", "make_anchors", "preprocess"}
 
 
 def test_making_a_trainer_changes_nothing(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:

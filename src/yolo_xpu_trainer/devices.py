@@ -56,8 +56,9 @@ class DeviceInfo:
         return f"xpu:{self.index} {name}"
 
     def reserved_memory(self) -> int:
-        """Return the bytes that PyTorch's allocator holds on the device, in use or cached."""
-        return int(torch.xpu.memory_reserved(self.index))
+        """Return the bytes that PyTorch's allocator holds on the device, in use or cached; 0 before torch 2.6."""
+        query = getattr(torch.xpu, "memory_reserved", None)
+        return int(query(self.index)) if query else 0
 
     def free_memory(self) -> int | None:
         """Return the bytes that are free on the device, or None where the driver can't tell.

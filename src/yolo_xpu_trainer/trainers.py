@@ -10,7 +10,7 @@ import gc
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -87,10 +87,11 @@ class XPUTrainer:
         _callbacks: Any = None,
         *,
         automatic: bool = False,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         overrides = dict(overrides or {})
         self._automatic = automatic
-        self._given = Options.take(overrides)
+        self._given = {**(given or {}), **Options.take(overrides)}
         asked = overrides.get("amp")
         self._amp = overrides.pop("amp") if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
@@ -153,9 +154,12 @@ class XPUTrainer:
         if self._amp is not None:
             return str(self._amp).lower(), ""
         named = os.environ.get(AMP_VARIABLE, "").lower()
-        if RANK != -1 and named == AUTO:  # a DDP worker's own `amp` says less than its parent was asked
+        handed_down = (
+            subprocesses.CHILD_VARIABLE in os.environ
+        )  # a child's own `amp` says less than its parent was asked
+        if handed_down and named == AUTO:
             return True, ""
-        if named in _AMP_NAMES and (RANK != -1 or self._amp_switch is None):
+        if named in _AMP_NAMES and (handed_down or self._amp_switch is None):
             return named, f"{AMP_VARIABLE}={named} asks for it"
         if self._amp_switch is not None:
             return self._amp_switch, ""

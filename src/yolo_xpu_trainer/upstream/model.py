@@ -6,7 +6,9 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from .. import devices
@@ -20,6 +22,8 @@ from .rows import Row, activated
 __all__ = ["ROWS", "TRAINER_VARIABLE"]
 
 TRAINER_VARIABLE = "YOLO_XPU_TRAINER"
+# The options that the `train()` at hand was given, for the trainer that Ultralytics makes by itself in its course.
+_given: ContextVar[Mapping[str, Any]] = ContextVar("given", default=MappingProxyType({}))
 _LOGGER = logging.getLogger("ultralytics")
 
 
@@ -56,7 +60,7 @@ def _smart_load(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
         if key != "trainer" or not isinstance(found, type) or not devices.count():
             return found
         ours = trainers_for(found).get("xpu")
-        return functools.partial(ours, automatic=True) if ours else found
+        return functools.partial(ours, automatic=True, given=_given.get()) if ours else found
 
     return smart_load
 
@@ -73,14 +77,20 @@ def _train(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
             upstream = self._smart_load("trainer")
             upstream = _upstream_of(getattr(upstream, "func", upstream))
             trainer = named_trainer(name, upstream)
-        environment = {**Options.environment_of(given), **({TRAINER_VARIABLE: name} if name else {})}
-        if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:  # one `yolo` command a data set
-            with activated([_child("ultralytics.engine.trainer", environment)], None):
-                return original(self, trainer, **kwargs)
+        if trainer is None:
+            rows = []
+            if isinstance(kwargs.get("data"), (list, tuple)):  # for which there may be a `yolo` command each
+                rows = [_child("ultralytics.engine.trainer", Options.environment_of(given))]
+            token = _given.set(given)
+            try:
+                with activated(rows, None):
+                    return original(self, None, **kwargs)
+            finally:
+                _given.reset(token)
         if _takes_options(trainer):
             kwargs.update({f"xpu_{k}": v for k, v in given.items()})
         else:
-            _say_what_is_absent(trainer, kwargs.get("device", self.overrides.get("device")))
+            _say_what_is_absent(trainer, kwargs.get("device", self.overrides.get("device")), given)
         return original(self, trainer, **kwargs)
 
     return train
@@ -94,14 +104,16 @@ def _upstream_of(trainer: type) -> type:
 def _takes_options(trainer: Any) -> bool:
     from ..trainers import XPUTrainer
 
-    if trainer is None:
-        return devices.count() > 0
     return isinstance(trainer, type) and issubclass(trainer, XPUTrainer)
 
 
-def _say_what_is_absent(trainer: Any, device: Any) -> None:
+def _say_what_is_absent(trainer: Any, device: Any, given: Mapping[str, Any]) -> None:
     """Say, where a trainer that isn't ours is about to run on an XPU, what it goes without."""
-    if trainer is None or devices.resolve(device, prefer_xpu=False) is None:
+    if given:
+        _LOGGER.warning(
+            f"XPU: {', '.join(f'xpu_{k}' for k in given)} has no effect on a trainer that isn't an XPUTrainer."
+        )
+    if devices.resolve(device, prefer_xpu=False) is None:
         return
     policies = ", ".join(sorted(name for name, _ in manager().list_name_plugin()))
     name = getattr(trainer, "__name__", str(trainer))

@@ -10,7 +10,9 @@ from typing import Any
 
 from .rows import Row
 
-__all__ = ["row"]
+__all__ = ["CHILD_VARIABLE", "row"]
+
+CHILD_VARIABLE = "YOLO_XPU_CHILD"  # says that the other variables were handed down, and say more than `amp=True`
 
 
 def row(module: str, environment: Mapping[str, str], why: str) -> Row:
@@ -24,7 +26,7 @@ def row(module: str, environment: Mapping[str, str], why: str) -> Row:
 
     def stand_in(run: Any, original: Any) -> Any:
         def launch(*args: Any, **kwargs: Any) -> Any:
-            kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **environment}
+            kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **environment, CHILD_VARIABLE: "1"}
             return subprocess.run(*args, **kwargs)
 
         return SimpleNamespace(**{**vars(original), "run": launch})
