@@ -32,6 +32,11 @@ from yolo_xpu_trainer.errors import (
 
 from .conftest import TrainingData
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # of Ultralytics' export to TorchScript
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
 Choose = Callable[..., Any]
 
 
