@@ -86,7 +86,13 @@ def quiet() -> Iterator[list[str]]:
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), activated(_ROWS, None):
+        nowhere = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),  # where progress bars are drawn before 8.3.200 or so
+            activated(_ROWS, None),
+        ):
             warnings.simplefilter("ignore")
             yield warned
     finally:
