@@ -181,6 +181,8 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
         NoXPUError: An XPU is asked for, and there is none (`WrongBuildError` if PyTorch can't have one).
         NoSuchXPUError: An index that this process doesn't see.
     """
+    if isinstance(requested, torch.device) and requested.type not in {"xpu", "cuda", "cpu", "mps"}:
+        return None
     text = _canonical(requested)
     cuda = torch.cuda.is_available()
     if text in {"", "none"}:
@@ -201,7 +203,7 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
         if cuda or not count():
             return None
         return _checked(requested, text.split(","))
-    if _UPSTREAM_DEVICE.fullmatch(text):
+    if _UPSTREAM_DEVICE.fullmatch(text) or not (prefer_xpu or count()):
         return None
     raise _unknown(requested)
 
@@ -210,11 +212,13 @@ def _canonical(requested: object) -> str:
     """Write any device request as "xpu", "xpu:0,1", "0,1", or another lower-case string without blanks."""
     if requested is None:
         return ""
-    if isinstance(requested, Sequence) and not isinstance(requested, str):
+    if hasattr(requested, "tolist"):  # NumPy's integers and arrays
+        requested = requested.tolist()
+    if isinstance(requested, Sequence) and not isinstance(requested, (str, bytes)):
         text = ",".join(str(d) for d in requested)
     else:
         text = str(requested)
-    text = re.sub(r"[\s()\[\]'\"]", "", text).lower().strip(",")
+    text = re.sub(r"\s*([,:])\s*", r"\1", re.sub(r"[()\[\]'\"]", "", text)).strip().lower().strip(",")
     if text.startswith("xpu"):  # "xpu:0,xpu:1" -> "xpu:0,1"
         head, *rest = text.split(",")
         text = ",".join([head, *(d.removeprefix("xpu:") for d in rest)])

@@ -9,6 +9,7 @@
     │   ├── NoSuchXPUError          the index is not among the XPUs that this process sees
     │   └── NoXPUError              an XPU was asked for where there is none
     │       └── WrongBuildError     … because this PyTorch was built without XPU support
+    ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
     └── OptionError (also a ValueError)
         ├── UnknownOptionError      no `xpu_*` option has that name
@@ -28,6 +29,7 @@ __all__ = [
     "NoXPUError",
     "OptionError",
     "OptionValueError",
+    "RunUnderWayError",
     "UnknownDeviceError",
     "UnknownOptionError",
     "UnknownTrainerError",
@@ -72,6 +74,10 @@ class NoXPUError(DeviceError):
 
 class WrongBuildError(NoXPUError):
     """An XPU was asked for, and this PyTorch was built without XPU support."""
+
+
+class RunUnderWayError(XPUTrainerError, RuntimeError):
+    """Another thread of this process trains on an XPU, with a precision and options of its own."""
 
 
 class UnknownTrainerError(XPUTrainerError, ValueError):

@@ -10,6 +10,7 @@ import gc
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,13 +20,14 @@ import torch
 from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 
 from . import devices
-from .errors import DeviceError
+from .errors import DeviceError, OptionValueError, RunUnderWayError
 from .options import Options
 from .plugins import manager
 from .run import AMP_VARIABLE, AUTO, Precision, Run, Targets, saved_settings
 from .upstream import activated, legacy, subprocesses
 
 _LOGGER = logging.getLogger("ultralytics")
+_one_run = threading.RLock()
 _AMP_NAMES = ("bf16", "fp16", "fp32")
 
 # Each trainer of ours, and the module and the name of Ultralytics' that it extends.
@@ -93,7 +95,7 @@ class XPUTrainer:
         self._automatic = automatic
         self._given = {**(given or {}), **Options.take(overrides)}
         asked = overrides.get("amp")
-        self._amp = overrides.pop("amp") if str(asked).lower() in _AMP_NAMES else None
+        self._amp = str(overrides.pop("amp")).lower() if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
         super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
         if self.xpu is not None:
@@ -108,7 +110,7 @@ class XPUTrainer:
         indices = self._choose(overrides, saved)
         if indices is None:
             if self._amp is not None:
-                self.args.amp = self._amp  # upstream's to accept or refuse
+                self.args.amp = self._amp if legacy.knows_named_precisions() else self._amp != "fp32"
             return
         precision = self._decide_precision(indices, saved)
         options = Options.build(self._given, saved.get("options", {}))
@@ -146,14 +148,26 @@ class XPUTrainer:
         """Decide how the run computes; several devices agree on what the least of them can."""
         requested, source = self._requested_amp(saved)
         choices = [manager().hook.xpu_precision(device=devices.info(i), requested=requested) for i in indices]
+        if not all(isinstance(choice, Precision) for choice in choices):
+            asked = ", ".join(h.plugin_name for h in reversed(manager().hook.xpu_precision.get_hookimpls()))
+            raise TypeError(
+                f"xpu_precision gave {choices!r}, and must give a Precision. Asked, in this order: {asked}."
+            )
         least: Precision = min(choices, key=lambda precision: ("fp32", "fp16", "bf16").index(precision.name))
         return replace(least, reason=source) if source else least
 
     def _requested_amp(self, saved: dict[str, Any]) -> tuple[bool | str, str]:
         """Return the precision asked for, and why if not by `amp`: an argument, a variable, the resumed run, a file."""
         if self._amp is not None:
-            return str(self._amp).lower(), ""
+            return self._amp, ""
         named = os.environ.get(AMP_VARIABLE, "").lower()
+        for name, value in ((AMP_VARIABLE, named), ("amp", self.args.amp)):
+            if isinstance(value, str) and value.lower() not in ("", AUTO, *_AMP_NAMES):
+                raise OptionValueError(
+                    f"{name}={value!r} is no precision. Use bf16, fp16 or fp32; amp also takes True and False.",
+                    name=name,
+                    value=value,
+                )
         handed_down = (
             subprocesses.CHILD_VARIABLE in os.environ
         )  # a child's own `amp` says less than its parent was asked
@@ -187,8 +201,16 @@ class XPUTrainer:
         """Train, with what the run needs changed in Ultralytics changed for as long as it takes."""
         if self.xpu is None:
             return super().train()  # type: ignore[misc]
-        with self._acting():
-            return super().train()  # type: ignore[misc]
+        if not _one_run.acquire(blocking=False):
+            raise RunUnderWayError(
+                "Another thread of this process trains on an XPU already. What a run changes in Ultralytics holds for "
+                "the whole process, so give each training a process of its own."
+            )
+        try:
+            with self._acting():
+                return super().train()  # type: ignore[misc]
+        finally:
+            _one_run.release()
 
     def _setup_ddp(self, *args: Any) -> None:
         if self.xpu is None or legacy.knows_accelerators():
@@ -245,6 +267,18 @@ class XPUTrainer:
             shown = manager().hook.xpu_loss_means(trainer=self, means=means, last=last)
             means = means if shown is None else shown
         self._tloss = means
+
+    def run_callbacks(self, event: str) -> None:
+        """Run callbacks, which see the losses as they are rather than as the progress line shows them."""
+        shown = self._tloss
+        if self.xpu is None or not isinstance(shown, dict):
+            return super().run_callbacks(event)  # type: ignore[misc,no-any-return]
+        exact = self._tloss = dict(shown)
+        try:
+            return super().run_callbacks(event)  # type: ignore[misc,no-any-return]
+        finally:
+            if self._tloss is exact:
+                self._tloss = shown
 
     def save_model(self) -> Any:
         """Save a checkpoint that is an Ultralytics checkpoint."""

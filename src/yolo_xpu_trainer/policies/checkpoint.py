@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from ..hookspecs import hookimpl
@@ -14,18 +15,20 @@ __all__: list[str] = []
 
 
 def _saver(settings: dict[str, Any], original: Any) -> Any:
+    """Return a stand-in for the module `torch` whose `save` adds the settings to a checkpoint."""
+
     def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Save, with what the run decided added to a checkpoint."""
+        """Save, with what the run decided added to the checkpoint."""
         if isinstance(obj, dict) and "train_args" in obj:
             obj = {**obj, CHECKPOINT_KEY: settings}
-        return original(obj, *args, **kwargs)
+        return original.save(obj, *args, **kwargs)
 
-    return save
+    return SimpleNamespace(**{**vars(original), "save": save})
 
 
 def _remembering(settings: dict[str, Any]) -> Row:
     return Row(
-        target="torch:save",
+        target="ultralytics.engine.trainer:torch",
         why="what the run decided would be lost on resume",
         source="ultralytics/engine/trainer.py, save_model: the checkpoint's keys are fixed there",
         needed=lambda run, original: True,

@@ -18,7 +18,7 @@ from ..plugins import manager
 from ..run import Precision, Run
 from .rows import Row
 
-__all__ = ["ROWS", "RUN_ROWS", "knows_accelerators", "name_every_device", "setup_ddp"]
+__all__ = ["ROWS", "RUN_ROWS", "knows_accelerators", "knows_named_precisions", "name_every_device", "setup_ddp"]
 
 _LOGGER = logging.getLogger("ultralytics")
 
@@ -103,6 +103,16 @@ def _profile_time(run: None, original: Callable[..., Any]) -> Callable[..., Any]
         return original(self)
 
     return time
+
+
+def knows_named_precisions() -> bool:
+    """Whether this Ultralytics takes `amp="bf16"` and the like, as it does since 8.4.132 or so."""
+    from ultralytics.cfg import get_cfg
+
+    try:
+        return bool(get_cfg(overrides={"amp": "fp32"}).amp == "fp32")
+    except (TypeError, ValueError):
+        return False
 
 
 def name_every_device(trainer: Any) -> None:

@@ -30,8 +30,13 @@ _LOGGER = logging.getLogger("ultralytics")
 def trainers_for(upstream: type) -> dict[str, type]:
     """Return the registered trainers that can stand for one of Ultralytics', by the names that users give."""
     found: dict[str, type] = {}
-    for trainers in reversed(manager().hook.xpu_trainers(upstream=upstream)):  # first asked, last heard, wins
-        found.update(trainers)
+    for (
+        plugin
+    ) in manager().hook.xpu_trainers.get_hookimpls():  # the one that was registered last is heard last, and wins
+        try:
+            found.update(plugin.function(*(upstream for _ in plugin.argnames)))  # type: ignore[call-overload]
+        except Exception as error:
+            _LOGGER.warning(f"XPU plugin {plugin.plugin_name!r} can't name its trainers and is passed over: {error!r}")
     return found
 
 
@@ -140,7 +145,9 @@ def _tune(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
             environment[TRAINER_VARIABLE] = trainer
         if str(kwargs.get("amp")).lower() in ("bf16", "fp16", "fp32"):
             environment[AMP_VARIABLE] = str(kwargs.pop("amp")).lower()
-        with activated([_child("ultralytics.engine.tuner", environment)], None):
+        # The tuner starts its processes itself, or since 8.4.90 or so by way of MultiTrainer.
+        children = [_child(f"ultralytics.engine.{module}", environment) for module in ("tuner", "trainer")]
+        with activated(children, None):
             return original(self, *args, **kwargs)
 
     return tune

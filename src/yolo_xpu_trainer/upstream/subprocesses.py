@@ -38,4 +38,5 @@ def row(module: str, environment: Mapping[str, str], why: str) -> Row:
         needed=lambda run, original: bool(environment),
         replacement=stand_in,
         everywhere=False,
+        optional=True,
     )
