@@ -373,3 +373,13 @@ def test_a_run_computes_in_what_was_asked_for_or_what_its_model_bears(
     assert seen["dtype"] is dtype
     assert seen["amp"] is (name != "fp32")
     assert seen["scaling"] is (name == "fp16")
+
+
+def test_an_untrained_rtdetr_passes_though_rounding_reorders_its_queries(xpu: torch.device) -> None:
+    from ultralytics.nn.tasks import RTDETRDetectionModel
+
+    torch.manual_seed(0)
+    model = RTDETRDetectionModel("rtdetr-l.yaml", nc=3, verbose=False).to(xpu)
+    run = Run(devices.info(0), (0,), Precision("bf16", "this test says so"), Options())
+    assert check(run, model)
+    assert run.precision.name == "bf16"

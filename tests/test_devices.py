@@ -458,3 +458,8 @@ def test_properties_that_an_older_torch_does_not_know_count_as_lacking(
     assert (info.has_fp64, info.has_matrix_units, info.integrated) == (False, False, False)
     assert info.driver == "unknown"
     assert info.free_memory() is None
+
+
+def test_what_ultralytics_passes_through_is_passed_on() -> None:
+    for kind in ("meta", "hpu"):
+        assert devices.resolve(torch.device(kind), prefer_xpu=False) is None

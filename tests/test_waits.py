@@ -175,3 +175,16 @@ def test_nms_waits_a_few_times_a_batch_rather_than_for_every_box(xpu: torch.devi
         nms.non_max_suppression(raw.clone(), **settings)
     assert sum(theirs.syncs.values()) > 100
     assert sum(ours.syncs.values()) <= 4
+
+
+def test_callbacks_see_the_losses_as_ultralytics_gives_them(xpu: Any, data: TrainingData) -> None:
+    from ultralytics import YOLO
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    seen: list[torch.Tensor] = []
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_batch_end", lambda t: seen.append(torch.stack(list(t.tloss.values()))))
+    model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", xpu_log_every=1e9, **STEPS)
+    assert len(seen) == 2 * len(model.trainer.train_loader)
+    assert all(means.shape == (3,) for means in seen)
