@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class XPUTrainer:
 
     Attributes:
         xpu: What was decided about this run, or None where it isn't on an XPU.
+        automatic: Whether plain `train()` took this trainer, so that a CUDA device comes first; set before `__init__`.
+        given: Options that plain `train()` was given, by field name; set before `__init__`.
 
     Raises:
         DeviceError: The device asked for isn't here; see `yolo_xpu_trainer.errors`.
@@ -75,6 +78,8 @@ class XPUTrainer:
     """
 
     xpu: Run | None = None
+    automatic = False
+    given: Mapping[str, Any] = MappingProxyType({})
     args: Any
     device: torch.device
     resume: Any
@@ -82,18 +87,9 @@ class XPUTrainer:
     _tloss: Any = None
     _batches_seen = 0
 
-    def __init__(
-        self,
-        cfg: Any = DEFAULT_CFG,
-        overrides: dict[str, Any] | None = None,
-        _callbacks: Any = None,
-        *,
-        automatic: bool = False,
-        given: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
-        self._automatic = automatic
-        self._given = {**(given or {}), **Options.take(overrides)}
+        self._given = {**self.given, **Options.take(overrides)}
         asked = overrides.get("amp")
         self._amp = str(overrides.pop("amp")).lower() if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
@@ -130,14 +126,9 @@ class XPUTrainer:
                 return devices.resolve(saved["device"], prefer_xpu=True)
             except DeviceError as error:
                 _LOGGER.warning(f"XPU: the run to resume was on {saved['device']}, which is gone: {error}")
-                return devices.resolve(None, prefer_xpu=not self._automatic)
-        indices = devices.resolve(self.args.device, prefer_xpu=not self._automatic)
-        if (
-            indices is None
-            and not self._automatic
-            and self.args.device in (None, "")
-            and (reason := devices.why_none())
-        ):
+                return devices.resolve(None, prefer_xpu=not self.automatic)
+        indices = devices.resolve(self.args.device, prefer_xpu=not self.automatic)
+        if indices is None and not self.automatic and self.args.device in (None, "") and (reason := devices.why_none()):
             _LOGGER.warning(
                 f"XPU: {type(self).__name__} finds no XPU: {reason.seen}. Training goes on with Ultralytics' own "
                 f"choice of device. {reason.remedy} `yolo-xpu doctor` says more."

@@ -29,5 +29,6 @@ ROWS = [
         needed=lambda run, original: info(run.device.index).free_memory() is None,
         replacement=_from_the_allocator,
         everywhere=False,
+        optional=True,  # torch 2.5 has no such query, and Ultralytics copes
     )
 ]

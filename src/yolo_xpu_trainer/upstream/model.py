@@ -65,7 +65,7 @@ def _smart_load(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
         if key != "trainer" or not isinstance(found, type) or not devices.count():
             return found
         ours = trainers_for(found).get("xpu")
-        return functools.partial(ours, automatic=True, given=_given.get()) if ours else found
+        return functools.partial(_made_automatically, ours, _given.get()) if ours else found
 
     return smart_load
 
@@ -80,7 +80,7 @@ def _train(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
         name = trainer if isinstance(trainer, str) else ""
         if name:
             upstream = self._smart_load("trainer")
-            upstream = _upstream_of(getattr(upstream, "func", upstream))
+            upstream = _upstream_of(upstream.args[0] if isinstance(upstream, functools.partial) else upstream)
             trainer = named_trainer(name, upstream)
         if trainer is None:
             rows = []
@@ -99,6 +99,14 @@ def _train(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, trainer, **kwargs)
 
     return train
+
+
+def _made_automatically(trainer: Any, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Make a trainer that nobody named, whatever its constructor takes: it prefers no XPU to a CUDA device."""
+    made = trainer.__new__(trainer)
+    made.automatic, made.given = True, given
+    made.__init__(*args, **kwargs)
+    return made
 
 
 def _upstream_of(trainer: type) -> type:
