@@ -159,9 +159,8 @@ class XPUTrainer:
                     name=name,
                     value=value,
                 )
-        handed_down = (
-            subprocesses.CHILD_VARIABLE in os.environ
-        )  # a child's own `amp` says less than its parent was asked
+        # A child process is given `amp=True` whatever its parent was asked, and the rest by its environment.
+        handed_down = subprocesses.CHILD_VARIABLE in os.environ
         if handed_down and named == AUTO:
             return True, ""
         if named in _AMP_NAMES and (handed_down or self._amp_switch is None):
