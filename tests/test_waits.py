@@ -188,3 +188,22 @@ def test_callbacks_see_the_losses_as_ultralytics_gives_them(xpu: Any, data: Trai
     model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", xpu_log_every=1e9, **STEPS)
     assert len(seen) == 2 * len(model.trainer.train_loader)
     assert all(means.shape == (3,) for means in seen)
+
+
+def test_a_validation_batch_is_not_padded_by_the_count_of_a_training_batch(xpu: Any, data: TrainingData) -> None:
+    """One that has as many targets in all, but more in one image, would be written past its end."""
+    from ultralytics import YOLO
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    trainers: list[Any] = []
+    in_training, in_validation = [], []
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_start", trainers.append)
+    model.add_callback("on_train_batch_end", lambda trainer: in_training.append(trainer.xpu.targets))
+    model.add_callback("on_val_batch_end", lambda validator: in_validation.append(trainers[0].xpu.targets))
+    model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", **{**STEPS, "val": True})
+    assert in_training
+    assert all(targets is not None for targets in in_training)
+    assert in_validation
+    assert all(targets is None for targets in in_validation)

@@ -241,6 +241,7 @@ class XPUTrainer:
         """Validate as the run computes."""
         if self.xpu is None:
             return super().validate()  # type: ignore[misc]
+        self.xpu.targets = None  # counted of a training batch: a validation batch has others
         with self._around("xpu_around_validation"):
             return super().validate()  # type: ignore[misc]
 
