@@ -128,6 +128,14 @@ def test_lines_can_be_attributed_to_a_file(xpu):
     assert list(counts.syncs) == [("item", "?")]
 
 
+def test_what_the_backward_pass_waits_for_is_counted_without_a_line(xpu):
+    values = torch.ones(4, device=xpu, requires_grad=True)
+    loss = values[torch.tensor([True, False, True, True], device=xpu)].sum()
+    with xpu_simulator.count() as counts:
+        loss.backward()
+    assert counts.syncs == {("aten::_index_put_impl_", "backward"): 1}
+
+
 def test_setting_by_a_mask_waits_only_where_hardware_does(xpu):
     a = torch.arange(6.0, device=xpu)
     with xpu_simulator.count() as counts:

@@ -121,7 +121,7 @@ def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check_and_waits(tr
     during: set[tuple[str, str]] = set()
     train({event: lambda _: during.update(changed(before, snapshot())) for event in EVENTS}, amp=False)
     names = {name for _, name in during}
-    assert names <= {"check_amp", "torch", "subprocess", "make_anchors", "preprocess"}
+    assert names <= {"check_amp", "torch", "subprocess", "make_anchors", "preprocess", "forward"}
 
 
 def test_making_a_trainer_changes_nothing(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:

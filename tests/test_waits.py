@@ -27,7 +27,9 @@ def plain_ultralytics() -> Iterator[None]:
         process_rows().activate()
 
 
-def second_epoch(data: str, trainer: type, **arguments: Any) -> tuple[Any, int, list[float]]:
+def second_epoch(
+    data: str, trainer: type, model_file: str = "yolo11n.yaml", **arguments: Any
+) -> tuple[Any, int, list[float]]:
     """Train, and return what was counted in the second epoch, its batches, and every batch's loss."""
     from ultralytics import YOLO
 
@@ -45,7 +47,7 @@ def second_epoch(data: str, trainer: type, **arguments: Any) -> tuple[Any, int, 
         if trainer.epoch == 1:
             counting.__exit__(None, None, None)
 
-    model = YOLO("yolo11n.yaml")
+    model = YOLO(model_file)
     model.add_callback("on_train_epoch_start", start)
     model.add_callback("on_train_epoch_end", end)
     model.add_callback("on_train_batch_end", lambda trainer: losses.append(trainer.loss.detach()))
@@ -68,6 +70,82 @@ def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(xpu:
     assert theirs.h2d["pageable", "blocking"] / batches >= 9
     assert ours.h2d["pageable", "blocking"] / batches <= 3
     assert ours.launches <= theirs.launches
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "most"),
+    [
+        ("detect", "yolo26n.yaml", 4),
+        ("segment", "yolo11n-seg.yaml", 3),
+        ("segment", "yolo26n-seg.yaml", 18),
+        ("pose", "yolo11n-pose.yaml", 4),
+        ("pose", "yolo26n-pose.yaml", 30),
+        ("obb", "yolo11n-obb.yaml", 8),
+        ("obb", "yolo26n-obb.yaml", 16),
+        ("classify", "yolo11n-cls.yaml", 0),
+    ],
+)
+def test_every_tasks_loss_waits_less_and_is_the_same(
+    xpu: Any, data: TrainingData, task: str, model: str, most: int
+) -> None:
+    from ultralytics.models import yolo
+
+    from yolo_xpu_trainer import trainers
+
+    name = {"detect": "Detection", "segment": "Segmentation", "classify": "Classification", "obb": "OBB"}.get(
+        task, "Pose"
+    )
+    with plain_ultralytics():
+        theirs, batches, their_losses = second_epoch(
+            data(task), getattr(getattr(yolo, task), f"{name}Trainer"), model, optimizer="AdamW"
+        )
+    ours, _, our_losses = second_epoch(
+        data(task), getattr(trainers, f"XPU{name}Trainer"), model, xpu_log_every=1e9, optimizer="AdamW"
+    )
+    assert our_losses == their_losses
+    waits = {name: sum(counts.syncs.values()) / batches for name, counts in (("plain", theirs), ("ours", ours))}
+    assert waits["ours"] <= most + 1 / batches  # the epoch's last losses are read
+    assert waits["ours"] <= 0.6 * waits["plain"]
+    assert ours.h2d["pageable", "blocking"] <= 0.6 * theirs.h2d["pageable", "blocking"]
+
+
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("shape", [(6, 4), (1, 7), (5,)])
+def test_a_foreground_mask_answers_as_a_plain_one(xpu: torch.device, shape: tuple[int, ...]) -> None:
+    from yolo_xpu_trainer.upstream.foreground import ForegroundMask
+
+    generator = torch.Generator().manual_seed(0)
+    plain = (torch.rand(shape, generator=generator) > 0.6).to(xpu)
+    values = torch.rand(*shape, 3, generator=generator).to(xpu)
+    mask = ForegroundMask.of(plain)
+    assert torch.equal(values[mask], values[plain])
+    assert torch.equal(values[..., 0][mask], values[..., 0][plain])
+    assert torch.equal(values[mask, 1], values[plain, 1])
+    assert bool(mask.any()) == bool(plain.any())
+    assert int(mask.sum()) == int(plain.sum())
+    assert torch.equal(7 / mask.sum(), 7 / plain.sum())
+    assert torch.equal(mask.sum(-1), plain.sum(-1))
+    assert all(
+        torch.equal(a, b) for a, b in zip(mask.nonzero(as_tuple=True), plain.nonzero(as_tuple=True), strict=True)
+    )
+    assert torch.equal(mask.nonzero(), plain.nonzero())
+    assert type(mask.float()) is torch.Tensor
+    assert type(~mask) is torch.Tensor
+    for mine, theirs in zip(mask, plain, strict=True):
+        assert torch.equal(mine, theirs)
+        if theirs.dim():
+            assert bool(mine.any()) == bool(theirs.any())
+    mine, theirs = values.clone(), values.clone()
+    mine[mask], theirs[plain] = 2.0, 2.0
+    assert torch.equal(mine, theirs)
+    for index in (plain, mask):
+        leaf = values.clone().requires_grad_()
+        (leaf[index] ** 2).sum().backward()
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad[plain], 2 * values[plain])
+        assert not leaf.grad[~plain].any()
+    mask.view(-1)[0] = ~plain.view(-1)[0].clone()  # its positions were known
+    assert torch.equal(values[mask], values[plain])
 
 
 def test_the_progress_line_shows_an_epochs_last_losses_exactly(

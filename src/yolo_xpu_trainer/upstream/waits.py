@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .rows import Row
 __all__ = ["ROWS"]
 
 _SHAPES_KEPT = 32  # multi_scale meets some 20 image sizes
+_CONSTANTS_KEPT = 128
 
 
 def _make_anchors(run: Run, original: Any) -> Any:
@@ -58,6 +60,28 @@ def _preprocess(run: Run, original: Any) -> Any:
     return preprocess
 
 
+def _torch_keeping_constants(run: Run, original: Any) -> Any:
+    """Return a stand-in for the module `torch`, whose `tensor` copies the same few numbers to the device once."""
+    kept: OrderedDict[Any, torch.Tensor] = OrderedDict()
+
+    @functools.wraps(original.tensor)
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a tensor of its own, made from the one on the device where these numbers are there."""
+        numbers = isinstance(data, (list, tuple)) and all(type(n) in (int, float) for n in data)
+        device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+        if not numbers or args or device is None or device.type != "xpu" or kwargs.keys() - {"device", "dtype"}:
+            return original.tensor(data, *args, **kwargs)
+        key = (tuple((type(n), n) for n in data), kwargs.get("dtype"), device)
+        if key not in kept:
+            with torch.inference_mode(False):
+                kept[key] = original.tensor(data, **kwargs)
+            if len(kept) > _CONSTANTS_KEPT:
+                kept.popitem(last=False)
+        return kept[key].clone()
+
+    return SimpleNamespace(**{**vars(original), "tensor": tensor})
+
+
 ROWS = [
     Row(
         target="ultralytics.utils.tal:make_anchors",
@@ -72,6 +96,14 @@ ROWS = [
         source="ultralytics/utils/loss.py",
         needed=lambda run, original: True,
         replacement=_preprocess,
+        everywhere=False,
+    ),
+    Row(
+        target="ultralytics.utils.loss:torch",
+        why="it copies the image's size and other small constants to the device in every step, and waits for it",
+        source="ultralytics/utils/loss.py",
+        needed=lambda run, original: True,
+        replacement=_torch_keeping_constants,
         everywhere=False,
     ),
 ]

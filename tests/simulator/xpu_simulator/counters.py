@@ -19,6 +19,7 @@ REPORT_VARIABLE = "XPU_SIMULATOR_REPORT"
 
 _TORCH = f"{os.sep}torch{os.sep}"
 _HERE = str(Path(__file__).parent)
+_BACKWARD = "backward"  # autograd's own threads have no line
 
 
 @dataclass
@@ -32,7 +33,8 @@ class Counts:
         float64_kernels: By operator, the kernels that computed in float64.
         syncs: By (kind, line): the points where the host waited for the device. The kind is `item`, the name of an
             operator whose result's shape depends on data, `device synchronize`, `stream synchronize`,
-            `event synchronize` or `d2h blocking`. Empty outside of `count()`: lines cost time.
+            `event synchronize` or `d2h blocking`. What autograd waited for in a thread of its own has the line
+            "backward". Empty outside of `count()`: lines cost time.
         item_syncs: How many of them were `.item()` and its like.
         implicit_syncs: How many were operators whose result's shape depends on data.
         d2h: Copies from the device to the host.
@@ -96,7 +98,8 @@ def count(match: str | None = None) -> Iterator[Counts]:
     seen: Counter[tuple[str, str]] = Counter()
 
     def note(kind: bytes) -> None:
-        seen[kind.decode(), _line(sys._getframe(1), match)] += 1
+        caller = sys._getframe().f_back
+        seen[kind.decode(), _BACKWARD if caller is None else _line(caller, match)] += 1
 
     listener = native.LISTENER(note)
     outer = _listen(listener)

@@ -1,0 +1,69 @@
+"""A checkpoint is written from copies on the host, made at once: Ultralytics looks at, and copies, tensor by tensor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..hookspecs import hookimpl
+from ..transfer import to_host
+
+__all__: list[str] = []
+
+
+@hookimpl(trylast=True)  # what others change in the model, such as its arguments, is to be copied
+@contextmanager
+def xpu_around_save(trainer: Any) -> Iterator[None]:
+    """Let `save_model` find the averaged model and the optimizer's state on the host, in contiguous tensors.
+
+    Plain Ultralytics 8.4.190 waits for the device 1500 times to save a YOLO11n, half of it to look for NaN. Where there
+    is any, the averaged model is left to Ultralytics, which mends it on the device.
+    """
+    model = trainer.ema.ema if getattr(trainer, "ema", None) else None
+    state = trainer.optimizer.state_dict()
+    of_model = _tensors(model) if model is not None else {}
+    of_optimizer = [v for entry in state["state"].values() for v in entry.values() if isinstance(v, torch.Tensor)]
+    host = iter(_copied([*of_model.values(), *of_optimizer]))
+    copies = {key: next(host) for key in of_model}
+    state["state"] = {
+        index: {name: next(host) if isinstance(v, torch.Tensor) else v for name, v in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    averaged = trainer.ema
+    if model is not None and all(bool(torch.isfinite(tensor).all()) for tensor in copies.values()):
+        memo: dict[int, Any] = {
+            key: torch.nn.Parameter(tensor, of_model[key].requires_grad)
+            if isinstance(of_model[key], torch.nn.Parameter)
+            else tensor
+            for key, tensor in copies.items()
+        }
+        trainer.ema = copy.copy(averaged)
+        trainer.ema.ema = copy.deepcopy(model, memo)
+    trainer.optimizer.state_dict = lambda: state
+    try:
+        yield
+    finally:
+        trainer.ema = averaged
+        del trainer.optimizer.state_dict
+
+
+def _tensors(model: torch.nn.Module) -> dict[int, torch.Tensor]:
+    """Return every tensor that a model's modules hold, by its id: parameters, buffers, and others such as anchors."""
+    return {
+        id(value): value
+        for module in model.modules()
+        for values in (module._parameters, module._buffers, vars(module))
+        for value in values.values()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _copied(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    try:
+        return to_host(tensors)
+    except torch.OutOfMemoryError:
+        return to_host(tensors, staged=0)

@@ -1,0 +1,1 @@
+"""Plain Ultralytics and ours side by side, counted on the simulated XPU."""

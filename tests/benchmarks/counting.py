@@ -1,0 +1,156 @@
+"""Trains once, and counts what a step, a validation and a saved checkpoint do on the simulated device."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import xpu_simulator
+from xpu_simulator import Counts
+
+WARM_UP, COUNTED = 0, 1  # epochs: the second one is in steady state
+SETTINGS: dict[str, Any] = {
+    "epochs": 2,
+    "imgsz": 64,
+    "batch": 4,
+    "nbs": 4,  # every batch ends in an optimizer step
+    "workers": 1,
+    "warmup_epochs": 0,
+    "amp": False,
+    "plots": False,
+    "seed": 0,
+    "exist_ok": True,
+    "device": "xpu:0",
+    "verbose": False,
+}
+
+
+@dataclass
+class Counted:
+    """What one training did on the device.
+
+    Attributes:
+        step: What an epoch's steps did, all together.
+        steps: How many there were.
+        validation: What a validation after an epoch did.
+        images: How many images it had.
+        save: What the saving of a checkpoint did.
+        peak_memory: The most bytes that tensors held in a step.
+        seconds: How long each step took the host.
+    """
+
+    step: Counts = field(default_factory=Counts)
+    steps: int = 0
+    validation: Counts = field(default_factory=Counts)
+    images: int = 0
+    save: Counts = field(default_factory=Counts)
+    peak_memory: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median_seconds(self) -> float:
+        """How long the host takes for a step in the middle."""
+        return statistics.median(self.seconds)
+
+
+def waits(counts: Counts) -> int:
+    """Return how often the host waited for the device."""
+    return sum(counts.syncs.values())
+
+
+def lines(counts: Counts, per: int) -> Counter[str]:
+    """Return how often the host waited at each line, and for what, `per` steps or images."""
+    found: Counter[str] = Counter()
+    for (kind, line), n in counts.syncs.items():
+        found[f"{line} ({kind})"] += n / per  # type: ignore[assignment]
+    return found
+
+
+def train(
+    trainer: type, model: str, data: str, options: Mapping[str, Any], around: Callable[[], Any] = nullcontext
+) -> Counted:
+    """Train for two epochs and count in the second.
+
+    Args:
+        trainer: An Ultralytics trainer, or one of ours.
+        model: The model's YAML file.
+        data: The data set.
+        options: Arguments of `train()` beside `SETTINGS`.
+        around: What holds for as long as it trains.
+    """
+    from ultralytics import YOLO
+
+    done = Counted()
+    gc.collect()  # a trainer and its model are a cycle: the last one's would count
+    with around():
+        found = YOLO(model)
+        for event, callback in _stopwatch(done).items():
+            found.add_callback(event, callback)
+        found.train(trainer=_counting(trainer, done), data=data, **{**SETTINGS, **options})
+    return done
+
+
+def _counting(trainer: type, done: Counted) -> type:
+    """Return a trainer that counts while it validates and saves."""
+
+    def validate(self: Any) -> Any:
+        with _into(done.validation, when=self.epoch == COUNTED):
+            result = super(counting, self).validate()  # type: ignore[misc]
+        done.images = len(self.test_loader.dataset)
+        return result
+
+    def save_model(self: Any) -> Any:
+        with _into(done.save, when=self.epoch == COUNTED):
+            return super(counting, self).save_model()  # type: ignore[misc]
+
+    counting = type(trainer.__name__, (trainer,), {"validate": validate, "save_model": save_model})
+    return counting
+
+
+@contextmanager
+def _into(target: Counts, when: bool) -> Iterator[None]:
+    if not when:
+        yield
+        return
+    with xpu_simulator.count() as counts:
+        yield
+    vars(target).update(vars(counts))
+
+
+def _stopwatch(done: Counted) -> dict[str, Callable[[Any], None]]:
+    """Return callbacks that count the second epoch's steps, and time them."""
+    counting: list[Any] = []
+    began = [0.0]
+
+    def start(trainer: Any) -> None:
+        if trainer.epoch == COUNTED:
+            torch.xpu.reset_peak_memory_stats()
+            counting.append(_into(done.step, when=True))
+            counting[-1].__enter__()
+
+    def end(trainer: Any) -> None:
+        if trainer.epoch == COUNTED:
+            counting.pop().__exit__(None, None, None)
+            done.steps = len(trainer.train_loader)
+            done.peak_memory = torch.xpu.max_memory_allocated()
+
+    def batch_start(trainer: Any) -> None:
+        began[0] = time.perf_counter()
+
+    def batch_end(trainer: Any) -> None:
+        done.seconds.append(time.perf_counter() - began[0])
+
+    return {
+        "on_train_epoch_start": start,
+        "on_train_epoch_end": end,
+        "on_train_batch_start": batch_start,
+        "on_train_batch_end": batch_end,
+    }
