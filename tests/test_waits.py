@@ -18,6 +18,8 @@ STEPS = {"epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "va
 @contextmanager
 def plain_ultralytics() -> Iterator[None]:
     """Take back everything that this package changes in Ultralytics."""
+    import ultralytics  # noqa: F401 - the first import of it activates
+
     from yolo_xpu_trainer.upstream.process import process_rows
 
     process_rows().deactivate()

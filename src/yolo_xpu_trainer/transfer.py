@@ -15,7 +15,7 @@ _STAGED = 16 << 20  # bytes that are joined on the device at a time: a save must
 def to_host(tensors: Sequence[torch.Tensor], staged: int = _STAGED) -> list[torch.Tensor]:
     """Copy tensors to the host.
 
-    They are joined on the device, as many at a time as `staged` bytes hold, so that the host waits once for all of them.
+    They are joined on the device, as many at a time as `staged` bytes hold, so that the host waits once for them.
 
     Args:
         tensors: Tensors of any shapes and dtypes; what is on the host already is returned as it is.
