@@ -92,6 +92,10 @@ def _difference(a: Record, b: Record) -> float:
 _THREE_EPOCHS = {"epochs": 3, "imgsz": 64, "batch": 8, "nbs": 8, "close_mosaic": 1, "amp": False, "seed": 3}
 
 
+# The policies that compute the same numbers in another order, switched off.
+_SAME_ARITHMETIC = {"xpu_channels_last": False, "xpu_fused_optimizer": False}
+
+
 @pytest.fixture(scope="module")
 def plain_cpu(digits_data: str, tmp_path_factory: pytest.TempPathFactory) -> Record:
     """Train with Ultralytics' own trainer on the CPU."""
@@ -101,10 +105,27 @@ def plain_cpu(digits_data: str, tmp_path_factory: pytest.TempPathFactory) -> Rec
 def test_fp32_on_an_xpu_gives_the_numbers_of_plain_ultralytics(
     xpu: torch.device, plain_cpu: Record, digits_data: str, tmp_path: Path
 ) -> None:
-    record = _train(XPUDetectionTrainer, tmp_path, data=digits_data, device="xpu", **_THREE_EPOCHS)
+    record = _train(XPUDetectionTrainer, tmp_path, data=digits_data, device="xpu", **_SAME_ARITHMETIC, **_THREE_EPOCHS)
     assert len(record.losses) == 24
     difference = _difference(record, plain_cpu)
     assert difference == 0, f"losses and metrics differ by up to {difference:.3g}"
+
+
+@pytest.mark.parametrize(
+    ("policy", "first", "fourth"),
+    [("xpu_channels_last", 1e-5, 1e-3), ("xpu_fused_optimizer", 0, 1e-4)],
+)
+def test_a_policy_that_sums_in_another_order_stays_near(
+    xpu: torch.device, digits_data: str, tmp_path: Path, policy: str, first: float, fourth: float
+) -> None:
+    settings = {"data": digits_data, "device": "xpu", "optimizer": "AdamW", "val": False, **_THREE_EPOCHS}
+    exact, near = (
+        _train(XPUDetectionTrainer, tmp_path, **settings, **{**_SAME_ARITHMETIC, policy: on}) for on in (False, True)
+    )
+    deviation = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(near.losses, exact.losses, strict=True)]
+    assert deviation[0] <= first
+    assert max(deviation[:4]) <= fourth  # from there on two runs part, however small the first difference
+    assert any(deviation)
 
 
 def test_on_a_cpu_the_trainer_changes_nothing(plain_cpu: Record, digits_data: str, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def second_epoch(
     model.add_callback("on_train_epoch_start", start)
     model.add_callback("on_train_epoch_end", end)
     model.add_callback("on_train_batch_end", lambda trainer: losses.append(trainer.loss.detach()))
+    if trainer.__name__.startswith("XPU"):
+        arguments = {"xpu_channels_last": False, "xpu_fused_optimizer": False, **arguments}  # the same arithmetic
     model.train(trainer=trainer, data=data, device="xpu:0", amp=False, **{**STEPS, **arguments})
     return counted[0], len(model.trainer.train_loader), [float(loss) for loss in losses]
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pluggy
+import torch
 
 from .devices import DeviceInfo
 from .run import Precision
@@ -53,6 +54,25 @@ def xpu_upstream_rows() -> list[Row]:  # type: ignore[empty-body]
 
 
 @hookspec
+def xpu_prepare_model(trainer: Any) -> None:
+    """Prepare a model that has just been moved to the device, before it is compiled, averaged or shared.
+
+    Args:
+        trainer: The trainer, whose optimizer and loaders don't exist yet.
+    """
+
+
+@hookspec(firstresult=True)
+def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """Replace or change an optimizer.
+
+    Args:
+        trainer: The trainer.
+        optimizer: What Ultralytics built.
+    """
+
+
+@hookspec
 def xpu_before_resume(trainer: Any) -> None:
     """Prepare a trainer whose model, optimizer and loaders exist, before any state is loaded into them."""
 
@@ -75,6 +95,16 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None
     Args:
         trainer: The trainer.
         batch: A batch on the host, by key.
+    """
+
+
+@hookspec
+def xpu_arrange_batch(trainer: Any, batch: dict[str, Any]) -> None:
+    """Change a batch that is on the device, in place, before Ultralytics normalises its images.
+
+    Args:
+        trainer: The trainer.
+        batch: A batch on the device, by key; `img` has bytes, shaped (images, channels, height, width).
     """
 
 

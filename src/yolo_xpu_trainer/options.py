@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import Field, asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 from .errors import OptionValueError, UnknownOptionError
@@ -14,6 +17,8 @@ from .errors import OptionValueError, UnknownOptionError
 __all__ = ["Options"]
 
 _PREFIX, _ENV_PREFIX = "xpu_", "YOLO_XPU_"
+# What the call of Ultralytics at hand was given, by field name, for what it makes in its course.
+_asked: ContextVar[Mapping[str, Any]] = ContextVar("asked", default=MappingProxyType({}))
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -25,6 +30,10 @@ class Options:
     the default.
 
     Attributes:
+        channels_last: Whether convolutions work in channels_last (NHWC), in training, validation and prediction.
+            Ultralytics' own `channels_last=False`, where it has that argument, switches it off as well. Default True.
+        fused_optimizer: Whether Adam, AdamW and SGD update all weights in one kernel where the device has one that
+            agrees with the CPU's. Default True.
         pin_memory: Whether batches are loaded into pinned host memory, which the device can read by itself. Ultralytics
             does so for an XPU since 8.4.111. Default True.
         non_blocking: Whether batches are copied to the device while the host goes on. Ultralytics does so for an XPU
@@ -33,6 +42,8 @@ class Options:
             reads them. 0 reads them with every batch, as Ultralytics does. An epoch's last are exact. Default 0.5.
     """
 
+    channels_last: bool = True
+    fused_optimizer: bool = True
     pin_memory: bool = True
     non_blocking: bool = True
     log_every: float = 0.5
@@ -84,6 +95,26 @@ class Options:
             elif field.name in saved:
                 chosen[field.name] = saved[field.name]
         return cls(**chosen)
+
+    @classmethod
+    @contextmanager
+    def asked(cls, given: Mapping[str, Any]) -> Iterator[None]:
+        """Remember what a call was given, by field name, until it returns."""
+        token = _asked.set(given)
+        try:
+            yield
+        finally:
+            _asked.reset(token)
+
+    @classmethod
+    def given(cls) -> Mapping[str, Any]:
+        """Return what the call at hand was given, by field name."""
+        return _asked.get()
+
+    @classmethod
+    def current(cls) -> Options:
+        """Return the options of the call at hand: what it was given, else the environment's, else the defaults."""
+        return cls.build(_asked.get(), {})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options by field name, as values of built-in types."""

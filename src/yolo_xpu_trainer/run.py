@@ -74,6 +74,7 @@ class Run:
         indices: Every XPU of the run; more than one means DDP, one process each.
         precision: How it computes.
         options: The `xpu_*` options.
+        channels_last: Whether convolutions work in channels_last (NHWC).
         targets: What the host knows of the batch at hand.
         readings: What the progress line last read of the losses.
         resumed: What the checkpoint that it resumes remembers; empty for a new run.
@@ -83,6 +84,7 @@ class Run:
     indices: tuple[int, ...]
     precision: Precision
     options: Options
+    channels_last: bool = False
     targets: Targets | None = None
     readings: Any = None
     resumed: Mapping[str, Any] = field(default_factory=dict)
@@ -124,9 +126,8 @@ class Run:
     def __str__(self) -> str:
         memory = f"{self.device.total_memory / 2**30:.1f} GiB" + (" shared with the host" * self.device.integrated)
         others = f" and {len(self.indices) - 1} more" if len(self.indices) > 1 else ""
-        return (
-            f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}, "
-            "NCHW memory format as Ultralytics lays it out"
+        return f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}, " + (
+            "channels_last memory format" if self.channels_last else "NCHW memory format as that was asked for"
         )
 
 

@@ -111,6 +111,9 @@ class XPUTrainer:
         precision = self._decide_precision(indices, saved)
         options = Options.build(self._given, saved.get("options", {}))
         self.xpu = Run(devices.info(indices[0]), indices, precision, options, resumed=saved)
+        self.xpu.channels_last = options.channels_last and getattr(self.args, "channels_last", None) is not False
+        if getattr(self.args, "channels_last", None):
+            self.args.channels_last = None  # Ultralytics' default; True makes it warn that only CUDA can
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
 
@@ -184,7 +187,8 @@ class XPUTrainer:
             self.xpu.environment(),
             "DDP workers never run the user's script, so they need the run's precision and options from elsewhere",
         )
-        with activated([children, *rows], self.xpu):
+        options = {**self.xpu.options.as_dict(), "channels_last": self.xpu.channels_last}
+        with Options.asked(options), activated([children, *rows], self.xpu):
             yield
 
     def train(self) -> Any:
@@ -215,6 +219,20 @@ class XPUTrainer:
             _LOGGER.info(f"{colorstr('XPU:')} {self.xpu}")
         super()._setup_train(*args)  # type: ignore[misc]
 
+    def set_model_attributes(self) -> None:
+        """Prepare the model, which Ultralytics has just moved to the device, as the policies want it."""
+        super().set_model_attributes()  # type: ignore[misc]
+        if self.xpu is not None:
+            manager().hook.xpu_prepare_model(trainer=self)
+
+    def build_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Return Ultralytics' optimizer, as the policies want it."""
+        optimizer = super().build_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if self.xpu is None:
+            return optimizer
+        prepared = manager().hook.xpu_prepare_optimizer(trainer=self, optimizer=optimizer)
+        return optimizer if prepared is None else prepared
+
     def resume_training(self, ckpt: Any) -> None:
         """Prepare what the policies bring, then load the resumed run's state into it."""
         if self.xpu is not None:
@@ -235,6 +253,7 @@ class XPUTrainer:
             self.xpu.targets = Targets.of(batch)
             moved = manager().hook.xpu_move_batch(trainer=self, batch=batch)
             batch = batch if moved is None else moved
+            manager().hook.xpu_arrange_batch(trainer=self, batch=batch)
         return super().preprocess_batch(batch)  # type: ignore[misc,no-any-return]
 
     def validate(self) -> Any:

@@ -33,6 +33,9 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         index: {name: next(host) if isinstance(v, torch.Tensor) else v for name, v in entry.items()}
         for index, entry in state["state"].items()
     }
+    for group in state["param_groups"]:
+        if "fused" in group:
+            group["fused"] = None  # which device resumes the run decides
     averaged = trainer.ema
     if model is not None and all(bool(torch.isfinite(tensor).all()) for tensor in copies.values()):
         memo: dict[int, Any] = {

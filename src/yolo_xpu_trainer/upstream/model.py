@@ -7,8 +7,6 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any
 
 from .. import devices
@@ -22,8 +20,6 @@ from .rows import Row, activated
 __all__ = ["ROWS", "TRAINER_VARIABLE"]
 
 TRAINER_VARIABLE = "YOLO_XPU_TRAINER"
-# The options that the `train()` at hand was given, for the trainer that Ultralytics makes by itself in its course.
-_given: ContextVar[Mapping[str, Any]] = ContextVar("given", default=MappingProxyType({}))
 _LOGGER = logging.getLogger("ultralytics")
 
 
@@ -65,7 +61,7 @@ def _smart_load(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
         if key != "trainer" or not isinstance(found, type) or not devices.count():
             return found
         ours = trainers_for(found).get("xpu")
-        return functools.partial(_made_automatically, ours, _given.get()) if ours else found
+        return functools.partial(_made_automatically, ours, Options.given()) if ours else found
 
     return smart_load
 
@@ -86,12 +82,8 @@ def _train(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
             rows = []
             if isinstance(kwargs.get("data"), (list, tuple)):  # for which there may be a `yolo` command each
                 rows = [_child("ultralytics.engine.trainer", Options.environment_of(given))]
-            token = _given.set(given)
-            try:
-                with activated(rows, None):
-                    return original(self, None, **kwargs)
-            finally:
-                _given.reset(token)
+            with Options.asked(given), activated(rows, None):
+                return original(self, None, **kwargs)
         if _takes_options(trainer):
             kwargs.update({f"xpu_{k}": v for k, v in given.items()})
         else:
@@ -168,9 +160,9 @@ def _child(module: str, environment: dict[str, str]) -> Row:
 def _taking_options(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take and check the `xpu_*` options before Ultralytics, which knows none of them, sees them."""
-        Options.take(kwargs)
-        return original(self, *args, **kwargs)
+        """Take the `xpu_*` options before Ultralytics, which knows none of them, sees them."""
+        with Options.asked({**Options.given(), **Options.take(kwargs)}):
+            return original(self, *args, **kwargs)
 
     return method
 

@@ -1,0 +1,157 @@
+"""channels_last: the model, its batches and its average, in every mode; nothing of it in a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from .conftest import TrainingData
+
+STEPS = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "xpu:0"}
+
+
+def in_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is laid out in channels_last and not also in NCHW."""
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def spatial(tensors: Any) -> list[torch.Tensor]:
+    """Return the weights for which the two layouts differ."""
+    return [t for t in tensors if t.dim() == 4 and t.shape[1] > 1 and t.shape[2] > 1]
+
+
+def look(data: str, event: str, see: Any, resume: str | None = None, **arguments: Any) -> Any:
+    from ultralytics import YOLO
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    model = YOLO(resume or "yolo11n.yaml")
+    seen: list[Any] = []
+    model.add_callback(event, lambda trainer: seen.append(see(trainer)))
+    settings = {"resume": True, "device": "xpu:0"} if resume else {**STEPS, "data": data}
+    model.train(trainer=XPUDetectionTrainer, **{**settings, **arguments})
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, True),
+        ({"xpu_channels_last": False}, False),
+        ({"channels_last": False}, False),
+        ({"channels_last": True}, True),
+    ],
+    ids=str,
+)
+def test_model_average_and_optimizer_are_laid_out_as_asked(
+    xpu: Any, data: TrainingData, log: list[logging.LogRecord], arguments: dict[str, bool], expected: bool
+) -> None:
+    def layouts(trainer: Any) -> set[bool]:
+        state = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
+        tensors = [*trainer.model.parameters(), *trainer.ema.ema.parameters(), *state]
+        return {in_channels_last(tensor) for tensor in spatial(tensors)}
+
+    assert look(data("detect"), "on_train_epoch_end", layouts, optimizer="SGD", **arguments) == {expected}
+    said = [record.getMessage() for record in log]
+    assert any(("channels_last memory format" if expected else "NCHW memory format") in text for text in said)
+    assert not any("only supported on CUDA" in text for text in said)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, data: TrainingData, channels_last: bool) -> None:
+    from ultralytics import YOLO
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    seen: set[tuple[bool, torch.dtype]] = set()
+
+    class Looking(XPUDetectionTrainer):
+        def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+            done = super().preprocess_batch(batch)
+            seen.add((in_channels_last(done["img"]), done["img"].dtype))
+            return done
+
+    YOLO("yolo11n.yaml").train(
+        trainer=Looking, data=data("detect"), xpu_channels_last=channels_last, multi_scale=0.5, **STEPS
+    )
+    assert seen == {(channels_last, torch.float32)}
+
+
+def test_a_checkpoint_is_laid_out_as_ultralytics_does_and_resumes_in_channels_last(
+    xpu: Any, data: TrainingData
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(trainer: Any) -> None:
+        checkpoint = torch.load(trainer.last, map_location="cpu", weights_only=False)
+        state = [s["exp_avg"] for s in checkpoint["optimizer"]["state"].values()]
+        assert all(tensor.is_contiguous() for tensor in [*checkpoint["ema"].parameters(), *state])
+        assert {group["fused"] for group in checkpoint["optimizer"]["param_groups"]} == {None}
+        saved.append(str(trainer.last))
+        raise StopError
+
+    def resumed(trainer: Any) -> None:
+        states = list(trainer.optimizer.state.items())
+        assert states
+        assert all(s["exp_avg"].stride() == p.stride() for p, s in states)
+        assert {group["fused"] for group in trainer.optimizer.param_groups} == {True}
+        assert {in_channels_last(p) for p in spatial(trainer.model.parameters())} == {True}
+
+    saved: list[str] = []
+    with pytest.raises(StopError):
+        look(data("detect"), "on_model_save", stop, epochs=2, optimizer="AdamW")
+    look("", "on_train_start", resumed, resume=saved[0])
+
+
+@pytest.mark.parametrize("mode", ["predict", "val"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({}, True), ({"xpu_channels_last": False}, False), ({"channels_last": False}, False)],
+    ids=str,
+)
+def test_prediction_and_validation_work_in_channels_last(
+    xpu: Any, data: TrainingData, mode: str, arguments: dict[str, bool], expected: bool, monkeypatch: Any
+) -> None:
+    import numpy as np
+    from ultralytics import YOLO
+    from ultralytics.nn.autobackend import AutoBackend
+
+    backends: list[Any] = []
+    warmup = AutoBackend.warmup
+
+    def remember(self: Any, *args: Any, **kwargs: Any) -> Any:
+        backends.append(self)
+        return warmup(self, *args, **kwargs)
+
+    monkeypatch.setattr(AutoBackend, "warmup", remember)
+    model = YOLO("yolo11n.yaml")
+    if mode == "val":
+        model.val(data=data("detect"), imgsz=64, device="xpu:0", plots=False, **arguments)
+    else:
+        model.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, device="xpu:0", verbose=False, **arguments)
+    weights = spatial(backends[0].backend.model.parameters())
+    assert weights[0].device.type == "xpu"
+    assert {in_channels_last(weight) for weight in weights} == {expected}
+
+
+def test_an_optimizer_that_cant_makes_the_run_go_on_in_nchw(
+    xpu: Any, data: TrainingData, log: list[logging.LogRecord], monkeypatch: Any
+) -> None:
+    from ultralytics.optim import muon
+
+    def flattens(grad: torch.Tensor, momentum: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return grad.view(len(grad), -1)  # as MuSGD did up to 8.4.130 or so
+
+    with monkeypatch.context() as patch:
+
+        def layouts(trainer: Any) -> set[bool]:
+            patch.undo()
+            return {in_channels_last(w) for w in spatial([*trainer.model.parameters(), *trainer.ema.ema.parameters()])}
+
+        patch.setattr(muon, "muon_update", flattens)
+        assert look(data("detect"), "on_pretrain_routine_end", layouts, optimizer="MuSGD") == {False}
+    assert any("MuSGD can't work in channels_last" in record.getMessage() for record in log)
