@@ -44,6 +44,7 @@ def test_one_gpu() -> None:
     assert "xpu:0 Intel Arc B580 Graphics" in answer
     assert cells(answer, "memory") == ["11.3 GiB"]
     assert cells(answer, "free memory") == ["11.3 GiB"]
+    assert cells(answer, "one allocation") == ["any size"]
     assert cells(answer, "float64") == ["yes"]
     assert cells(answer, "matrix units") == ["yes"]
     assert cells(answer, "integrated") == ["no"]
@@ -64,6 +65,7 @@ def test_a_laptop_whose_driver_can_not_tell_its_free_memory() -> None:
     assert code == 0
     assert cells(answer, "memory") == ["29.0 GiB"]
     assert "can't tell" in cells(answer, "free memory")[0]
+    assert cells(answer, "one allocation")[0].startswith("below 4 GiB, unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1")
     assert cells(answer, "matrix units") == ["no"]
     assert cells(answer, "integrated") == ["yes"]
     assert cells(answer, "amp=True means")[0].startswith("fp16")

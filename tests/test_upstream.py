@@ -101,11 +101,21 @@ def test_after_a_run_every_name_stands_for_what_it_stood_for(train: Train, amp: 
 
 
 @pytest.mark.xpu_profile("core-ultra-155h")
-def test_what_is_changed_for_a_driver_that_can_not_tell_its_free_memory_is_put_back(train: Train) -> None:
+def test_what_autobatch_is_shown_is_put_back(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.utils import torch_utils
+
     before = snapshot()
     during: set[tuple[str, str]] = set()
-    train({"on_train_start": lambda _: during.update(changed(before, snapshot()))})
-    assert ("torch.xpu", "mem_get_info") in during
+    time_sync = torch_utils.time_sync
+
+    def look(*args: Any) -> float:
+        during.update(changed(before, snapshot()))
+        return float(time_sync(*args))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch_utils, "time_sync", look)
+        train({}, batch=-1)
+    assert {("ultralytics.utils.autobatch", name) for name in ("get_torch_device_backend", "profile_ops")} <= during
     assert changed(before, snapshot()) == set()
 
 
@@ -121,7 +131,7 @@ def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check_and_waits(tr
     during: set[tuple[str, str]] = set()
     train({event: lambda _: during.update(changed(before, snapshot())) for event in EVENTS}, amp=False)
     names = {name for _, name in during}
-    assert names <= {"check_amp", "torch", "subprocess", "make_anchors", "preprocess", "forward"}
+    assert names <= {"check_amp", "torch", "subprocess", "make_anchors", "preprocess", "forward", "autobatch"}
 
 
 def test_making_a_trainer_changes_nothing(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:

@@ -6,20 +6,42 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, UnknownDeviceError, WrongBuildError
 
-__all__ = ["DeviceInfo", "NoXPUReason", "available", "info", "resolve", "why_none"]
+__all__ = ["Available", "DeviceInfo", "NoXPUReason", "available", "info", "resolve", "why_none"]
 
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 
+RELAXED_LIMITS = (
+    "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS"  # lifts the limit of a single allocation (unified-runtime#1245)
+)
+_ALLOCATION_LIMIT = 4 << 30
+_HOST_RESERVE = 2 << 30, 8  # bytes, and one part in so many of the host's memory: the larger is kept for the host
+
+# How integrated GPUs are called: "Arc(TM) Graphics" and "Arc(TM) 140V GPU" are, "Arc(TM) B580 Graphics" isn't.
+_INTEGRATED = re.compile(r"Arc\(TM\) (Pro )?(Graphics|\w+ GPU)|Iris\(R\) Xe Graphics|UHD Graphics|Intel\(R\) Graphics$")
+_XE_HPC_OR_XE2 = re.compile(r"12\.6[01]\.|[2-9]\d\.")  # versions of the graphics IP
+
 # What Ultralytics itself understands: these requests are handed on as they are.
 _UPSTREAM_DEVICE = re.compile(r"(cpu|mps)(:\d+)?|cuda(:\d+(,(cuda:)?\d+)*)?|(npu|tpu|intel|vulkan)(:.*)?")
 _INDICES = re.compile(r"-?\d+(,-?\d+)*")
+
+
+class Available(NamedTuple):
+    """The memory that this process can have on a device beside what it holds.
+
+    Attributes:
+        size: How many bytes.
+        basis: Out of which figures that was computed.
+    """
+
+    size: int
+    basis: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,7 @@ class DeviceInfo:
         has_matrix_units: Whether it has XMX units, which make bf16 and fp16 fast.
         integrated: Whether it is part of the processor.
         driver: The driver's version.
+        allocation_limit: The size in bytes from which a single allocation is refused; None where any size may be had.
     """
 
     index: int
@@ -45,6 +68,7 @@ class DeviceInfo:
     has_matrix_units: bool
     integrated: bool
     driver: str
+    allocation_limit: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +97,33 @@ class DeviceInfo:
             return int(query(self.index)[0])
         except RuntimeError:
             return None
+
+    def available_memory(self) -> Available:
+        """Return the memory that this process can still have.
+
+        An integrated GPU's is the host's, so the host is asked how much of it is free, and keeps a reserve: an eighth
+        of its memory, at least 2 GiB, for the data loader's workers and everything else on the machine. The driver
+        isn't asked there: it counts what Linux can reclaim as in use (vLLM#40295).
+        """
+        unheld = max(self.total_memory - self.reserved_memory(), 0)
+        if self.integrated:
+            import psutil  # what Ultralytics asks, too
+
+            host = psutil.virtual_memory()
+            least, part = _HOST_RESERVE
+            kept = max(least, host.total // part)
+            figures = f"{host.available / 2**30:.1f} GiB free on the host, less {kept / 2**30:.1f} GiB kept for it"
+            if host.available - kept < unheld:
+                return Available(max(host.available - kept, 0), figures)
+        else:
+            free = self.free_memory()
+            if free is not None:
+                return Available(free, "free by the driver's count")
+        return Available(unheld, "the device's memory, less what PyTorch holds")
+
+    def can_count_memory(self) -> bool:
+        """Whether PyTorch can tell how much memory it holds on the device, as it can since 2.6."""
+        return hasattr(torch.xpu, "memory_reserved")
 
 
 @dataclass(frozen=True)
@@ -117,9 +168,24 @@ def info(index: int) -> DeviceInfo:
         has_fp16=has("has_fp16"),
         has_fp64=has("has_fp64"),
         has_matrix_units=has("has_subgroup_matrix_multiply_accumulate"),
-        integrated=has("is_integrated_gpu"),
+        integrated=bool(getattr(p, "is_integrated_gpu", _INTEGRATED.search(str(p.name)))),  # torch tells since 2.13
         driver=str(getattr(p, "driver_version", "unknown")),
+        allocation_limit=_allocation_limit(p),
     )
+
+
+def _allocation_limit(properties: Any) -> int | None:
+    """Return the size from which Level Zero refuses a single allocation; torch knows, but doesn't tell Python.
+
+    Intel's driver sets 4 GiB where kernels address buffers by 32 bits: before Xe-HPC (Max) and Xe2 (Battlemage, Lunar
+    Lake). The same generations lack 2D block loads (intel/compute-runtime, compiler_product_helper_before_xe_hpc.inl).
+    Seen on an A770 (intel-xpu-backend-for-triton#7477), not on a B70 (compute-runtime#998).
+    """
+    lifted = os.environ.get(RELAXED_LIMITS, "").strip()
+    newer = _XE_HPC_OR_XE2.match(str(getattr(properties, "version", "")))
+    if (lifted.isdigit() and int(lifted)) or newer or getattr(properties, "has_subgroup_2d_block_io", False):
+        return None
+    return _ALLOCATION_LIMIT
 
 
 def available() -> list[DeviceInfo]:

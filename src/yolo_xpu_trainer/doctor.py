@@ -51,6 +51,9 @@ def _devices() -> Table:
     free = [device.free_memory() for device in found]
     row("memory", *(f"{device.total_memory / 2**30:.1f} GiB" for device in found))
     row("free memory", *("the driver can't tell" if f is None else f"{f / 2**30:.1f} GiB" for f in free))
+    limits = [device.allocation_limit for device in found]
+    lifted = f", unless {devices.RELAXED_LIMITS}=1 is set"
+    row("one allocation", *("any size" if n is None else f"below {n / 2**30:g} GiB{lifted}" for n in limits))
     row("float64", *("yes" if device.has_fp64 else "no" for device in found))
     row("matrix units", *("yes" if device.has_matrix_units else "no" for device in found))
     row("integrated", *("yes" if device.integrated else "no" for device in found))

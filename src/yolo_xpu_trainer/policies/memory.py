@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
-from ..upstream import Row
-from ..upstream.legacy import RUN_ROWS
-from ..upstream.memory import ROWS
+from ..upstream import Row, autobatch, legacy
 
 __all__: list[str] = []
 
@@ -19,5 +17,5 @@ def xpu_memory(device: DeviceInfo) -> tuple[int, int]:
 
 @hookimpl
 def xpu_upstream_rows() -> list[Row]:
-    """Answer `torch.xpu.mem_get_info` where the driver doesn't, and AutoBatch where it asks CUDA."""
-    return [*ROWS, *RUN_ROWS]
+    """Show AutoBatch the memory that this process can have, and validate a DDP run on its XPU."""
+    return [*autobatch.ROWS, *legacy.RUN_ROWS]

@@ -164,11 +164,6 @@ def _torch_with_cuda_devices_as_xpu(run: Any, original: Any) -> Any:
     return SimpleNamespace(**{**vars(original), "device": device, "cuda": torch.xpu})
 
 
-def _torch_with_xpu_as_cuda(run: Any, original: Any) -> Any:
-    """Return a stand-in for the module `torch`, for one module whose every `torch.cuda` means the device at hand."""
-    return SimpleNamespace(**{**vars(original), "cuda": torch.xpu})
-
-
 ROWS = [
     Row(
         target="ultralytics.utils.torch_utils:autocast",
@@ -222,15 +217,6 @@ RUN_ROWS = [
         source="ultralytics/engine/validator.py",
         needed=lambda run, original: len(run.indices) > 1 and not knows_accelerators(),
         replacement=_torch_with_cuda_devices_as_xpu,
-        everywhere=False,
-    ),
-    Row(
-        target="ultralytics.utils.autobatch:torch",
-        why="AutoBatch asks CUDA for the memory of an XPU, and fails",
-        source="ultralytics/utils/autobatch.py",
-        needed=_needed,
-        after="ultralytics.utils.torch_utils",
-        replacement=_torch_with_xpu_as_cuda,
         everywhere=False,
     ),
 ]

@@ -1,34 +1,117 @@
-"""Rows for memory queries that not every driver answers."""
+"""Rows that show Ultralytics' AutoBatch an XPU's memory, while it measures."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from ..devices import info
+import torch
+
 from ..run import Run
+from . import legacy
 from .rows import Row
 
-__all__ = ["ROWS"]
+__all__ = ["Probe", "measuring_rows"]
+
+Probe = tuple[int, Any]  # a batch and the GiB that it took, None where it failed
 
 
-def _from_the_allocator(run: Run, original: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
-    def mem_get_info(device: Any = None) -> tuple[int, int]:
-        """Return free and total bytes, free being what PyTorch itself hasn't reserved."""
-        return run.device.total_memory - run.device.reserved_memory(), run.device.total_memory
+def measuring_rows(probes: list[Probe]) -> list[Row]:
+    """Return the rows that act while AutoBatch measures.
 
-    return mem_get_info
+    Args:
+        probes: Where to note what its profiler finds.
+    """
+
+    def replacement(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def profile(inputs: Any, *args: Any, **more: Any) -> Any:
+            results = original(inputs, *args, **more)
+            probes.extend((x.shape[0], result and result[2]) for x, result in zip(inputs, results, strict=True))
+            return results
+
+        return profile
+
+    noting = [
+        Row(
+            target=f"ultralytics.utils.autobatch:{name}",
+            why="what it finds doesn't always decide",
+            source="ultralytics/utils/autobatch.py",
+            needed=lambda run, original: True,
+            replacement=replacement,
+            everywhere=False,
+            optional=True,
+        )
+        for name in ("profile_ops", "profile")  # the latter before 8.3.130
+    ]
+    return [*_ROWS, *noting]
 
 
-ROWS = [
+def _figures(run: Run) -> SimpleNamespace:
+    """Return a stand-in for `torch.xpu` that tells the memory which this process can have.
+
+    Where Ultralytics doesn't ask for free memory, it takes all of a device's for it: then that is the total.
+    """
+    device = run.device
+
+    def mem_get_info(_: Any = None) -> tuple[int, int]:
+        return device.available_memory().size, device.total_memory
+
+    def get_device_properties(_: Any = None) -> SimpleNamespace:
+        usable = device.available_memory().size + device.reserved_memory()
+        return SimpleNamespace(
+            name=device.name, total_memory=device.total_memory if _asks_for_free_memory() else usable
+        )
+
+    ours = {"mem_get_info": mem_get_info, "get_device_properties": get_device_properties}
+    return SimpleNamespace(**{**vars(torch.xpu), **ours})
+
+
+def _asks_for_free_memory() -> bool:
+    """Whether this Ultralytics asks how much memory is free, as it does since 8.4.190."""
+    from ultralytics.utils import autobatch
+
+    return "mem_get_info" in inspect.unwrap(autobatch.autobatch).__code__.co_names
+
+
+def _is_told_too_much(run: Run, original: Any) -> bool:
+    return run.device.integrated or run.device.free_memory() is None or not _asks_for_free_memory()
+
+
+_ROWS = [
     Row(
-        target="torch.xpu:mem_get_info",
-        why="integrated GPUs, and some discrete ones in containers, can't tell how much of their memory is free, and "
-        "Ultralytics' AutoBatch asks outside of its `try`",
-        source="pytorch#159728, ultralytics/utils/autobatch.py",
-        needed=lambda run, original: info(run.device.index).free_memory() is None,
-        replacement=_from_the_allocator,
+        target="ultralytics.utils.torch_utils:torch",
+        why="before 8.4.111 its profiler asks CUDA how much memory is in use, and finds none",
+        source="ultralytics/utils/torch_utils.py, profile_ops",
+        needed=lambda run, original: not legacy.knows_accelerators(),
+        replacement=lambda run, original: SimpleNamespace(**{**vars(original), "cuda": torch.xpu}),
         everywhere=False,
-        optional=True,  # torch 2.5 has no such query, and Ultralytics copes
-    )
+    ),
+    Row(
+        target="ultralytics.utils.autobatch:torch",
+        why="before 8.4.111 it asks CUDA for the memory of an XPU, and whether cuDNN is free to choose",
+        source="ultralytics/utils/autobatch.py",
+        needed=lambda run, original: not legacy.knows_accelerators(),
+        replacement=lambda run, original: SimpleNamespace(
+            **{
+                **vars(original),
+                "cuda": _figures(run),
+                "backends": SimpleNamespace(cudnn=SimpleNamespace(benchmark=False)),
+            }
+        ),
+        everywhere=False,
+    ),
+    Row(
+        target="ultralytics.utils.autobatch:get_torch_device_backend",
+        why="it asks for free memory, which not every driver tells, outside of its `try`; before 8.4.190 it counts on "
+        "all of the device's memory, whoever uses it; and it leaves nothing to the host of an integrated GPU",
+        source="pytorch#159728, vLLM#40295, ultralytics/utils/autobatch.py",
+        needed=_is_told_too_much,
+        replacement=lambda run, original: lambda device: _figures(run),
+        everywhere=False,
+        optional=True,
+    ),
 ]

@@ -1,0 +1,125 @@
+"""A row that lets Ultralytics' AutoBatch see an XPU's memory, and holds its answer to what the XPU can do."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..devices import RELAXED_LIMITS
+from ..run import Run
+from .memory import Probe, measuring_rows
+from .rows import Row, activated
+
+__all__ = ["ROWS"]
+
+_LOGGER = logging.getLogger("ultralytics")
+_SEGMENT_ROUNDING = 2 << 20  # PyTorch's allocator asks the driver for multiples of it
+# What the assigner holds in its largest tensor for a target and an anchor: four floats, in Ultralytics before 8.4.110.
+_PAIR = 16
+
+
+def _autobatch(run: Run, original: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(original)
+    def autobatch(model: Any, imgsz: int = 640, fraction: float = 0.6, *args: Any, **more: Any) -> int:
+        """Let Ultralytics choose a batch by the XPU's memory, then see that the XPU can do it, and say so."""
+        from ultralytics.utils import colorstr
+
+        if next(model.parameters()).device.type != "xpu":
+            return original(model, imgsz, fraction, *args, **more)
+        device = run.device
+        if not device.can_count_memory():
+            return _default(run, more.get("dataset_size", 0))
+        available = device.available_memory()
+        usable = (available.size + device.reserved_memory()) / 2**30
+        probes: list[Probe] = []
+        with activated(measuring_rows(probes), run):
+            chosen = original(model, imgsz, fraction, *args, **more)
+        batch = _held(chosen, probes, fraction * usable)
+        reason = f"; {chosen} would need more" if batch < chosen else ""
+        if device.allocation_limit is not None and any(gib for _, gib in probes):
+            an_image = _largest(model, imgsz, more.get("max_num_obj", 0))
+            allowed = (device.allocation_limit - _SEGMENT_ROUNDING) // an_image
+            if allowed < batch:
+                reason = (
+                    f"; {batch} would need a single allocation of {device.allocation_limit / 2**30:g} GiB or more, "
+                    f"which the device refuses unless {RELAXED_LIMITS}=1 is set"
+                )
+                batch = max(allowed, 1)
+        _LOGGER.info(
+            f"{colorstr('XPU:')} AutoBatch chose batch {batch}, for {fraction:.0%} of {usable:.1f} GiB on {device} "
+            f"({available.basis}){reason}."
+        )
+        return batch
+
+    return autobatch
+
+
+def _default(run: Run, dataset_size: int) -> int:
+    """Return the batch that Ultralytics takes where it can't measure."""
+    from ultralytics.utils import DEFAULT_CFG
+
+    batch = min(int(DEFAULT_CFG.batch), dataset_size or int(DEFAULT_CFG.batch))
+    _LOGGER.warning(
+        f"XPU: AutoBatch can't measure on {run.device}: PyTorch {torch.__version__} doesn't tell how much memory it "
+        f"holds there, as 2.6 and later do. The batch is Ultralytics' default, {batch}; name one, or update PyTorch."
+    )
+    return batch
+
+
+def _held(chosen: int, probes: Sequence[Probe], budget: float) -> int:
+    """Return what Ultralytics chose, or the largest probe within the budget where a smaller one was beyond it already.
+
+    Before 8.4.190 Ultralytics falls back to a batch of 16 where not even one image is within it.
+    """
+    ran = [batch for batch, gib in probes if gib]
+    beyond = [batch for batch, gib in probes if ran and batch > ran[0] and (not gib or gib > budget)]
+    if not beyond or chosen < min(beyond):
+        return chosen
+    return max(batch for batch in ran if batch < min(beyond))
+
+
+class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the size of the largest tensor that any operator makes."""
+
+    size: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.size = max(self.size, leaf.untyped_storage().nbytes())
+        return out
+
+
+def _largest(model: Any, imgsz: int, max_num_obj: int) -> int:
+    """Return the bytes that an image adds to a run's largest allocation.
+
+    That is an activation of validation, where a batch has twice the images, padded by up to a stride, or what the
+    assigner makes of targets and anchors.
+    """
+    device = next(model.parameters()).device
+    channels, side = getattr(model, "yaml", {}).get("channels", 3), imgsz + int(model.stride.max())
+    images = torch.zeros(2, channels, side, side, device=device)
+    largest = _LargestTensor()  # type: ignore[no-untyped-call]
+    with torch.no_grad(), largest:
+        model(images)
+    anchors = sum((imgsz / stride) ** 2 for stride in model.stride.tolist())
+    return max(largest.size, int(max_num_obj * anchors * _PAIR))
+
+
+ROWS = [
+    Row(
+        target="ultralytics.utils.autobatch:autobatch",
+        why="it would count on memory that isn't there, and on single allocations that the device refuses",
+        source="ultralytics/utils/autobatch.py; unified-runtime#1245",
+        needed=lambda run, original: True,
+        replacement=_autobatch,
+        everywhere=False,
+    )
+]
