@@ -13,7 +13,7 @@ from typing import Any
 
 import wrapt
 
-from . import cli, devices, legacy, model, nms
+from . import cli, compiling, devices, legacy, model, nms
 from .rows import Row
 
 __all__ = ["ProcessRows", "process_rows"]
@@ -98,4 +98,4 @@ def _is_whole(module: ModuleType | None) -> bool:
 @functools.cache
 def process_rows() -> ProcessRows:
     """Return this process's table of rows, made on the first call."""
-    return ProcessRows([*devices.ROWS, *model.ROWS, *cli.ROWS, *nms.ROWS, *legacy.ROWS])
+    return ProcessRows([*devices.ROWS, *model.ROWS, *cli.ROWS, *nms.ROWS, *compiling.ROWS, *legacy.ROWS])
