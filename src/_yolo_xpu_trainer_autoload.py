@@ -46,8 +46,10 @@ def _forget() -> None:
 
 def _activate() -> None:
     try:
+        from yolo_xpu_trainer import kernel_cache
         from yolo_xpu_trainer.upstream.process import process_rows
 
+        kernel_cache.keep()
         process_rows().activate()
     except Exception as error:
         import warnings

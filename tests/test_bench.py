@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from xpu_simulator import faults
+from yolo_xpu_trainer import compiling
 from yolo_xpu_trainer.bench import data, measuring, settings, telemetry, windows
 from yolo_xpu_trainer.bench.output import figure, markdown, table
 from yolo_xpu_trainer.bench.results import Case, Report, Result, Target, Window
@@ -262,9 +263,23 @@ def test_plain_and_ours_take_turns(xpu: torch.device, recorded: list[tuple[str, 
     assert row[7:] == ["100 (100-100)", "150 (150-150)", "1.50"]
 
 
-def test_compiled_runs_come_beside_the_others(xpu: torch.device, recorded: list[tuple[str, str]]) -> None:
+def test_compiled_runs_come_beside_the_others(
+    xpu: torch.device, recorded: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "obstacle", lambda index: None)
     assert main([*TINY, "--devices", "xpu", "--precision", "fp32", "--modes", "infer", "--compile"]) == 0
     assert recorded == [(f"infer xpu:0 fp32{c}", who) for c in ("", " compiled") for who in ("plain", "ours")]
+
+
+def test_where_compiling_does_not_work_the_report_says_why(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--compile", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    assert recorded == [("train xpu:0 fp32", who) for who in ("plain", "ours")]
+    left_out = [r for r in json.loads((tmp_path / "out" / "bench.json").read_text())["results"] if r["compile"]]
+    assert len(left_out) == 2
+    assert all("Triton" in r["reason"] for r in left_out)
 
 
 def test_before_8_4_111_plain_is_not_tried(

@@ -55,6 +55,7 @@ class DeviceInfo:
         has_fp16: Whether kernels may compute in float16.
         has_fp64: Whether kernels may compute in float64. Arc A cards can't (pytorch#147731, torch-xpu-ops#1742).
         has_matrix_units: Whether it has XMX units, which make bf16 and fp16 fast.
+        has_tf32: Whether these compute in tf32, too; those of Arc A cards don't.
         integrated: Whether it is part of the processor.
         driver: The driver's version.
         allocation_limit: The size in bytes from which a single allocation is refused; None where any size may be had.
@@ -66,6 +67,7 @@ class DeviceInfo:
     has_fp16: bool
     has_fp64: bool
     has_matrix_units: bool
+    has_tf32: bool
     integrated: bool
     driver: str
     allocation_limit: int | None = None
@@ -168,6 +170,7 @@ def info(index: int) -> DeviceInfo:
         has_fp16=has("has_fp16"),
         has_fp64=has("has_fp64"),
         has_matrix_units=has("has_subgroup_matrix_multiply_accumulate"),
+        has_tf32=has("has_subgroup_matrix_multiply_accumulate_tensor_float32"),
         integrated=bool(getattr(p, "is_integrated_gpu", _INTEGRATED.search(str(p.name)))),  # torch tells since 2.13
         driver=str(getattr(p, "driver_version", "unknown")),
         allocation_limit=_allocation_limit(p),

@@ -125,6 +125,11 @@ def xpu_memory(device: DeviceInfo) -> tuple[int, int] | None:  # type: ignore[em
 
 
 @hookspec
+def xpu_around_run(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
+    """Return a context for the length of a run, from before anything is set up until it has ended, however it ends."""
+
+
+@hookspec
 def xpu_around_save(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
     """Return a context in which a checkpoint is written."""
 

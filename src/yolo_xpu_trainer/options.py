@@ -40,6 +40,9 @@ class Options:
             since 8.4.111; some integrated GPUs were found slower with it (ComfyUI#9322). Default True.
         log_every: How old, in seconds, the losses in the progress line may be; the host waits for the device when it
             reads them. 0 reads them with every batch, as Ultralytics does. An epoch's last are exact. Default 0.5.
+        tf32: Whether float32 convolutions and matrix products may be computed in tf32, faster, and with 10 bits of
+            fraction rather than 23. In a bf16 or fp16 run this touches only what autocast leaves in float32. Default
+            False: what is float32 is IEEE float32, whatever the process had set.
     """
 
     channels_last: bool = True
@@ -47,6 +50,7 @@ class Options:
     pin_memory: bool = True
     non_blocking: bool = True
     log_every: float = 0.5
+    tf32: bool = False
 
     @classmethod
     def names(cls) -> list[str]:

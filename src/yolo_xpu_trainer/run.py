@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -93,6 +94,11 @@ class Run:
     def device_string(self) -> str:
         """The devices as Ultralytics writes them: "xpu:0", or "xpu:0,1"."""
         return "xpu:" + ",".join(map(str, self.indices))
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this process is one of a DDP run's workers, whose parent has told the user and decided already."""
+        return "LOCAL_RANK" in os.environ
 
     def autocast(self, enabled: bool = True) -> torch.amp.autocast_mode.autocast:
         """Return the autocast context of this run's precision; one that switches autocast off where not enabled."""

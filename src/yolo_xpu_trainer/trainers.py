@@ -201,7 +201,7 @@ class XPUTrainer:
                 "the whole process, so give each training a process of its own."
             )
         try:
-            with self._acting():
+            with self._acting(), self._around("xpu_around_run"):
                 return super().train()  # type: ignore[misc]
         finally:
             _one_run.release()

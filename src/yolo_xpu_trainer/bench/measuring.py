@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from .. import devices
+from .. import compiling, devices
 from ..upstream.legacy import knows_accelerators
 from . import data, telemetry
 from .models import Subject
@@ -93,6 +93,8 @@ def _why_not(case: Case, implementation: Implementation, subject: Subject) -> st
         return f"{case.target.title} has no float16"
     if case.precision == "bf16" and case.mode == "infer":
         return "Ultralytics predicts in fp32 or fp16, with this package too"
+    if case.compile and (found := compiling.obstacle(case.target.index)):
+        return f"torch.compile doesn't work here: {found}"
     if implementation == "plain":
         if not knows_accelerators():
             return f"Ultralytics {version} knows no XPU; it does since 8.4.111"

@@ -13,7 +13,7 @@ from typing import Any
 
 import wrapt
 
-from . import cli, devices, inference, legacy, metrics, model, nms
+from . import cli, compiling, devices, inference, legacy, metrics, model, nms
 from .rows import Row
 
 __all__ = ["ProcessRows", "process_rows"]
@@ -98,4 +98,5 @@ def _is_whole(module: ModuleType | None) -> bool:
 @functools.cache
 def process_rows() -> ProcessRows:
     """Return this process's table of rows, made on the first call."""
-    return ProcessRows([*devices.ROWS, *model.ROWS, *cli.ROWS, *nms.ROWS, *metrics.ROWS, *inference.ROWS, *legacy.ROWS])
+    modules = (devices, model, cli, nms, metrics, inference, compiling, legacy)
+    return ProcessRows([row for module in modules for row in module.ROWS])

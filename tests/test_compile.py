@@ -1,0 +1,203 @@
+"""`compile=True` on an XPU: whether it works is known before a run begins, and if not, why, and what mends it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+from ultralytics.utils import torch_utils
+
+from yolo_xpu_trainer import XPUDetectionTrainer, compiling
+from yolo_xpu_trainer.compiling import Obstacle, obstacle, trial
+from yolo_xpu_trainer.policies.compile import xpu_around_run
+
+from .conftest import TrainingData
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch_utils, "attempt_compile"), reason="before 8.3.200 or so Ultralytics doesn't compile"
+)
+
+
+@pytest.fixture(autouse=True)
+def _anew() -> Iterator[None]:
+    obstacle.cache_clear()
+    yield
+    obstacle.cache_clear()
+
+
+@pytest.fixture
+def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Callable[..., Any]:
+    def run(**more: Any) -> Any:
+        model = YOLO("yolo11n.yaml")
+        small = {"epochs": 1, "imgsz": 32, "batch": 4, "workers": 0, "plots": False, "amp": False}
+        given = {"data": data("detect"), "project": str(tmp_path), "trainer": XPUDetectionTrainer, **small}
+        model.train(**{**given, **more})
+        return model.trainer
+
+    return run
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note in which mode Ultralytics would have compiled a model, had it worked here."""
+    modes: list[str] = []
+    monkeypatch.setattr(compiling, "obstacle", lambda index: None)
+    monkeypatch.setattr(torch, "compile", lambda model, mode, backend: modes.append(mode) or model)
+    return modes
+
+
+def said(log: list[logging.LogRecord]) -> list[str]:
+    return [record.getMessage() for record in log if "torch.compile" in record.getMessage()]
+
+
+# A run
+
+
+def test_a_run_that_can_not_compile_says_why_once_and_goes_on(
+    train: Callable[..., Any], log: list[logging.LogRecord]
+) -> None:
+    trainer = train(compile="max-autotune-no-cudagraphs")
+    (warning,) = said(log)
+    assert "goes on without compile='max-autotune-no-cudagraphs'" in warning
+    assert "made for other devices" in warning  # the Triton that is installed here
+    assert "--index-url https://download.pytorch.org/whl/xpu" in warning
+    assert trainer.last.exists()
+    assert trainer.args.compile is False
+    assert torch.load(trainer.last, weights_only=False)["train_args"]["compile"] is False
+
+
+def test_a_run_that_can_compile_is_compiled_by_ultralytics(
+    train: Callable[..., Any], compiled: list[str], log: list[logging.LogRecord]
+) -> None:
+    trainer = train(compile=True, val=False)
+    assert compiled == ["default"]
+    assert trainer.args.compile is True
+    assert not [text for text in said(log) if "XPU" in text]
+
+
+def test_nothing_is_tried_where_nobody_asked(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "obstacle", lambda index: pytest.fail("it was tried"))
+    train(val=False)
+    torch_utils.attempt_compile(torch.nn.Identity(), device=CPU, mode=False)
+
+
+def test_the_workers_of_a_ddp_run_leave_the_argument_to_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(is_worker: bool) -> Any:
+        args = SimpleNamespace(compile=True)
+        trainer = SimpleNamespace(args=args, xpu=SimpleNamespace(indices=(0, 1), is_worker=is_worker))
+        with xpu_around_run(trainer=trainer):
+            return args.compile
+
+    monkeypatch.setattr(compiling, "obstacle", lambda index: Obstacle("no luck", "Wait.") if index else None)
+    assert left(is_worker=False) is False  # one of the two devices can't
+    assert left(is_worker=True) is True
+
+
+@pytest.mark.parametrize("mode", ["val", "predict"])
+def test_validating_and_predicting_go_on_without(
+    xpu: torch.device, data: TrainingData, tmp_path: Path, log: list[logging.LogRecord], mode: str
+) -> None:
+    model = YOLO("yolo11n.yaml")
+    shared = {"compile": True, "imgsz": 32, "device": "xpu:0", "project": str(tmp_path), "verbose": False}
+    if mode == "val":
+        model.val(data=data("detect"), plots=False, workers=0, **shared)
+    else:
+        import numpy as np
+
+        model.predict(np.zeros((32, 32, 3), dtype=np.uint8), **shared)
+    assert [text for text in said(log) if "isn't compiled" in text]
+
+
+def test_a_model_that_can_be_compiled_is_in_the_mode_asked_for(xpu: torch.device, compiled: list[str]) -> None:
+    model = torch.nn.Identity()
+    torch_utils.attempt_compile(model, device=xpu, mode="reduce-overhead")
+    torch_utils.attempt_compile(model, device=xpu)
+    assert compiled[0] == "reduce-overhead"
+    assert len(compiled) == 2
+
+
+# The trial
+
+
+def test_a_trial_that_works_finds_nothing() -> None:
+    assert trial(CPU) is None  # compiled with g++, as the simulated device is
+
+
+def test_a_missing_compiler_is_named_with_what_installs_it() -> None:
+    import torch._inductor.config as config
+
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        found = trial(CPU)
+    assert found is not None
+    assert "No working C++ compiler found" in found.seen
+    assert "sudo apt install g++" in found.remedy
+
+
+def test_a_trial_on_the_simulated_device_fails_cleanly(xpu: torch.device) -> None:
+    found = trial(xpu)
+    assert found is not None
+    assert "riton" in found.seen  # Inductor's own words
+    assert trial(CPU) is None  # it left nothing behind
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("Failed to find C compiler. Please specify via CC environment variable.", compiling._COMPILER),
+        ("Compiler: cl is not found.", compiling._COMPILER),
+        ("main.cpp:23: fatal error: level_zero/ze_api.h: No such file or directory", "libze-dev"),
+        ("driver.c:5:10: fatal error: Python.h: No such file or directory", "python3-dev"),
+        ("sycl headers not found, please install `icpx` compiler, or …", "whl/xpu"),
+        ("Triton Error [ZE]: 0x78000011", "TORCHDYNAMO_VERBOSE=1"),
+    ],
+)
+def test_what_users_have_met_is_mended_by(text: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError(f"backend='inductor' raised:\n{text}\n\nand much more")
+
+    monkeypatch.setattr(compiling, "_compile_and_run", fail)
+    found = trial(CPU)
+    assert found is not None
+    assert f"(RuntimeError: {text})" in found.seen
+    assert remedy in found.remedy
+
+
+def test_a_compiler_that_gives_wrong_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, backend: lambda x: function(x) * 2)
+    found = trial(CPU)
+    assert found is not None
+    assert "wrong numbers" in found.seen
+
+
+def test_a_compiler_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(compiling, "_compile_and_run", lambda device: end.wait(60))
+    found = trial(CPU, seconds=0.1)
+    end.set()
+    assert found is not None
+    assert "longer than 0.1 seconds" in found.seen
+
+
+def test_a_missing_triton_is_found_without_a_trial(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(compiling, "trial", lambda device: pytest.fail("it was tried"))
+    found = obstacle(0)
+    assert found is not None
+    assert "Triton can't be imported" in found.seen
+
+
+def test_before_2_7_nothing_is_compiled_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "os", SimpleNamespace(name="nt"))
+    for version, can in (("2.6.0+xpu", False), ("2.7.0+xpu", True), ("2.10.1+xpu", True)):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert (compiling._old_on_windows() is None) is can
