@@ -364,9 +364,10 @@ def test_its_attributes_are_the_loaders(train: Train) -> None:
         loader.nothing  # noqa: B018
     loader.reset()
     list(loader)
-    assert inner.iterator is not None
+    before = loader.iterator
+    assert before is inner.iterator is not None
     loader.reset()
-    assert loader.iterator is inner.iterator is None
+    assert loader.iterator is inner.iterator is not before
 
 
 # Beside other plugins
