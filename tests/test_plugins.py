@@ -317,6 +317,8 @@ def test_the_command_lists_who_is_asked_and_in_which_order(
         assert any(name in line for line in lines)
     (precision,) = [line for line in lines if "xpu_precision" in line]
     assert "theirs or else precision" in precision
+    (loaders,) = [line for line in lines if "xpu_wrap_dataloader" in line]
+    assert "prefetch around dataloader" in loaders
 
 
 def test_markers_are_pluggys() -> None:

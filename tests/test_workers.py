@@ -40,7 +40,8 @@ class Watching(XPUDetectionTrainer):
 def main(data, method, project):
     multiprocessing.set_start_method(method)
     model = YOLO("yolo11n.yaml")
-    model.train(trainer=Watching, data=data, epochs=2, imgsz=32, batch=4, workers=2, plots=False, project=project)
+    given = {"epochs": 2, "imgsz": 32, "batch": 4, "workers": 2, "plots": False, "xpu_prefetch": 0}
+    model.train(trainer=Watching, data=data, project=project, **given)
     trainer = model.trainer
     seen = {
         "workers": trainer.train_loader.num_workers,
@@ -113,7 +114,7 @@ def test_batches_are_pinned_and_copied_while_the_host_goes_on(watch: Watch) -> N
     pinned, copies = watch()
     assert pinned == [True, True]
     assert kinds(copies) == {("pinned", "non_blocking")}
-    assert copies.h2d["pinned", "non_blocking"] >= 2 * 4  # the images, and their labels
+    assert copies.h2d["pinned", "non_blocking"] >= 2  # at this size, images and labels together
 
 
 def test_pinning_can_be_switched_off(watch: Watch) -> None:

@@ -81,6 +81,8 @@ def xpu_before_resume(trainer: Any) -> None:
 def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
     """Replace or change a data loader.
 
+    Batches of a training loader that has workers are then moved ahead of their steps, unless `xpu_prefetch=0`.
+
     Args:
         trainer: The trainer.
         loader: What Ultralytics built.
@@ -91,6 +93,8 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
 @hookspec(firstresult=True)
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
     """Move a batch to the device; what is there already, Ultralytics leaves where it is.
+
+    With `xpu_prefetch` this happens that many batches ahead, in a stream that the step waits for.
 
     Args:
         trainer: The trainer.

@@ -40,6 +40,8 @@ class Options:
             since 8.4.111; some integrated GPUs were found slower with it (ComfyUI#9322). Default True.
         log_every: How old, in seconds, the losses in the progress line may be; the host waits for the device when it
             reads them. 0 reads them with every batch, as Ultralytics does. An epoch's last are exact. Default 0.5.
+        prefetch: How many training batches are copied to the device ahead of their steps. 0 copies each in its own
+            step, as Ultralytics does, and so do `workers=0` and torch before 2.6. Default 1.
         tf32: Whether float32 convolutions and matrix products may be computed in tf32, faster, and with 10 bits of
             fraction rather than 23. In a bf16 or fp16 run this touches only what autocast leaves in float32. Default
             False: what is float32 is IEEE float32, whatever the process had set.
@@ -50,6 +52,7 @@ class Options:
     pin_memory: bool = True
     non_blocking: bool = True
     log_every: float = 0.5
+    prefetch: int = 1
     tf32: bool = False
 
     @classmethod
@@ -139,7 +142,7 @@ class Options:
 def _parse(option: Field[Any], name: str, value: object) -> Any:
     """Read an option's value, whether given as what it is or as a word."""
     text = str(value).strip().lower()
-    if isinstance(option.default, bool):
+    if isinstance(option.default, bool):  # which is an int, too
         if text in _TRUE:
             return True
         if text in _FALSE:
@@ -147,6 +150,10 @@ def _parse(option: Field[Any], name: str, value: object) -> Any:
         raise OptionValueError(
             f"{name}={value!r} is neither true nor false. Use True or False.", name=name, value=value
         )
+    if isinstance(option.default, int):
+        if text.isascii() and text.isdigit():
+            return int(text)
+        raise OptionValueError(f"{name}={value!r} is no whole number from 0 on.", name=name, value=value)
     try:
         number = float(text)
     except ValueError:

@@ -70,9 +70,12 @@ def run(args: argparse.Namespace) -> int:
     pm = manager()
     table = Table("hook", "what it is for", "asked in this order")
     for hook in (getattr(pm.hook, name) for name in sorted(vars(pm.hook)) if name.startswith("xpu_")):
-        asked = [implementation.plugin_name for implementation in reversed(hook.get_hookimpls())]
+        found = list(reversed(hook.get_hookimpls()))
+        asked = [implementation.plugin_name for implementation in found if not implementation.wrapper]
+        around = [implementation.plugin_name for implementation in found if implementation.wrapper]
         first = hook.spec is not None and hook.spec.opts.get("firstresult")
         summary = (hook.spec.function.__doc__ or "").strip().splitlines()[0] if hook.spec else ""
-        table.add_row(hook.name, summary, (" or else " if first else ", ").join(asked) or "nobody")
+        order = (" or else " if first else ", ").join(asked) or "nobody"
+        table.add_row(hook.name, summary, " around ".join([*around, order]))
     Console().print(table)
     return 0

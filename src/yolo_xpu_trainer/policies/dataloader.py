@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..hookspecs import hookimpl
+from ..packing import moved_together
 from ..run import Run
 
 __all__: list[str] = []
@@ -32,10 +33,14 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
 @hookimpl
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
     """Copy a batch's tensors as the switch says; Ultralytics then finds them on the device and leaves them."""
-    run: Run = trainer.xpu
-    device = trainer.device
+    options, device = trainer.xpu.options, trainer.device
+    small = moved_together(batch, device, non_blocking=options.non_blocking) if options.pin_memory else {}
     return {
-        k: v.to(device, non_blocking=run.options.non_blocking) if isinstance(v, torch.Tensor) else v
+        k: small[k]
+        if k in small
+        else v.to(device, non_blocking=options.non_blocking)
+        if isinstance(v, torch.Tensor)
+        else v
         for k, v in batch.items()
     }
 
