@@ -20,6 +20,8 @@ __all__ = ["ROWS"]
 
 _LOGGER = logging.getLogger("ultralytics")
 _SEGMENT_ROUNDING = 2 << 20  # PyTorch's allocator asks the driver for multiples of it
+# What Adam and MuSGD keep of a weight: two floats. Nothing that Ultralytics measures has them.
+_STATE = 8
 # What the assigner holds in its largest tensor for a target and an anchor: four floats, in Ultralytics before 8.4.110.
 _PAIR = 16
 
@@ -36,9 +38,10 @@ def _autobatch(run: Run, original: Callable[..., int]) -> Callable[..., int]:
         if not device.can_count_memory():
             return _default(run, more.get("dataset_size", 0))
         available = device.available_memory()
-        usable = (available.size + device.reserved_memory()) / 2**30
+        optimizer = sum(p.numel() for p in model.parameters()) * _STATE
+        usable = max(available.size + device.reserved_memory() - optimizer, 0) / 2**30
         probes: list[Probe] = []
-        with activated(measuring_rows(probes), run):
+        with activated(measuring_rows(probes, optimizer), run):
             chosen = original(model, imgsz, fraction, *args, **more)
         batch = _held(chosen, probes, fraction * usable)
         reason = f"; {chosen} would need more" if batch < chosen else ""

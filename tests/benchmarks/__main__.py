@@ -1,0 +1,164 @@
+"""Count what plain Ultralytics and ours do on the same simulated XPU, side by side, and fail where a goal is lost.
+
+Everything but the host's time is counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
+is in fp32 at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch; the second epoch counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .cases import CASES, Case
+
+PROFILE = "arc-b580"
+ROUNDS = 2  # of timed trainings, plain and ours in turn
+
+
+def prepare(directory: Path) -> None:
+    """Set what Ultralytics, PyTorch and the simulator read when they are imported."""
+    os.environ.update(YOLO_CONFIG_DIR=str(directory), YOLO_OFFLINE="true", MPLBACKEND="Agg")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_DISABLE_NATIVE_JIT", "1")
+    import xpu_simulator
+
+    xpu_simulator.activate(PROFILE)
+    import ultralytics  # noqa: F401 - activates this package's rows
+
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+
+
+def run(case: Case, data: str, directory: Path, timed: bool) -> tuple[Any, Any]:
+    """Train with plain Ultralytics and with ours, counted, and then timed in turn.
+
+    Returns:
+        What each did.
+    """
+    from ..test_waits import plain_ultralytics
+    from .counting import train
+
+    shared = {"optimizer": case.optimizer, "project": str(directory), "name": "run"}
+    ours_only = {"xpu_log_every": 3600.0}
+    model = f"{case.model}.yaml"
+    plain = train(case.plain, model, data, shared, around=plain_ultralytics)
+    ours = train(case.ours, model, data, {**shared, **ours_only})
+    plain.seconds.clear()
+    ours.seconds.clear()
+    tiny = {**shared, "epochs": 4, "imgsz": 32, "val": False, "save": False}
+    for _ in range(ROUNDS if timed else 0):
+        plain.seconds += train(case.plain, model, data, tiny, around=plain_ultralytics, lines=False).seconds
+        ours.seconds += train(case.ours, model, data, {**tiny, **ours_only}, lines=False).seconds
+    return plain, ours
+
+
+def cells(plain: Any, ours: Any) -> list[str]:
+    """Return a row of the table, plain Ultralytics' figure before ours."""
+    from .counting import waits
+    from .goals import ratio
+
+    def both(one: float, other: float, digits: int = 0) -> str:
+        return f"{one:.{digits}f} → {other:.{digits}f}"
+
+    per_step = [(found.step, found.steps) for found in (plain, ours)]
+    copies = [
+        f"{s.h2d['pageable', 'blocking'] / n:.0f} + {s.h2d['pinned', 'non_blocking'] / n:.0f}" for s, n in per_step
+    ]
+    launches = [s.launches / n for s, n in per_step]
+    return [
+        f"{both(*launches)} ({ratio(*reversed(launches)):.2f} x)",
+        both(*(waits(s) / n for s, n in per_step), digits=1),
+        " → ".join(copies),
+        both(*(s.bytes_h2d / n / 1000 for s, n in per_step), digits=1),
+        both(*(found.peak_memory / 2**20 for found in (plain, ours)), digits=1),
+        f"{ratio(ours.median_seconds, plain.median_seconds):.2f} x" if ours.seconds else "-",
+        both(*(waits(found.validation) / found.images for found in (plain, ours)), digits=1),
+        both(*(waits(found.save) for found in (plain, ours))),
+    ]
+
+
+HEADINGS = [
+    "model, optimizer",
+    "launches a step",
+    "waits a step",
+    "copies a step, pageable + pinned",
+    "kB a step",
+    "peak MiB",
+    "host time",
+    "waits an image, validation",
+    "waits a checkpoint",
+]
+
+
+def lines_of(name: str, found: Any) -> list[str]:
+    """Say at which lines the host waited, and which copied from pageable memory."""
+    from .counting import lines
+
+    copies: Counter[str] = Counter()
+    for (kind, line), n in found.step.h2d_lines.items():
+        copies[f"{line} (copy, {' '.join(kind)})"] += n / found.steps  # type: ignore[assignment]
+    parts = [
+        ("a step", lines(found.step, found.steps)),
+        ("a step", copies),
+        ("an image, validation", lines(found.validation, found.images)),
+        ("a checkpoint", lines(found.save, 1)),
+    ]
+    return [f"  {name} {n:6.2f} {per}: {line}" for per, counter in parts for line, n in counter.most_common()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(case.model for case in CASES)))
+    parser.add_argument("--optimizers", nargs="+", default=["AdamW", "MuSGD"])
+    parser.add_argument("--untimed", action="store_true", help="leave the host's time out")
+    parser.add_argument("--lines", action="store_true", help="name the lines that wait or copy")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a README")
+    args = parser.parse_args()
+    console = Console(width=None if os.isatty(1) else 200)
+    failures: list[str] = []
+    table = Table(*HEADINGS)
+    rows: list[list[str]] = []
+    named: list[str] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with tempfile.TemporaryDirectory() as scratch, Progress(*columns, console=console) as progress:
+        directory = Path(scratch)
+        prepare(directory)
+        from ..datasets import WRITERS
+        from .counting import SETTINGS
+        from .goals import lost
+
+        batch_bytes = SETTINGS["batch"] * 3 * SETTINGS["imgsz"] ** 2
+        data: dict[str, str] = {}
+        cases = [case for case in CASES if case.model in args.models and case.optimizer in args.optimizers]
+        for case in progress.track(cases, description="training"):
+            if case.task not in data:
+                target = directory / case.task
+                target.mkdir()
+                data[case.task] = str(WRITERS[case.task](target, images=16))  # type: ignore[call-arg]
+            plain, ours = run(case, data[case.task], directory, timed=not args.untimed)
+            rows.append([str(case), *cells(plain, ours)])
+            table.add_row(*rows[-1])
+            failures += lost(case, plain, ours, batch_bytes)
+            if args.lines:
+                named += [str(case), *lines_of("plain", plain), *lines_of("ours ", ours)]
+    if args.markdown:
+        for row in [HEADINGS, ["---"] * len(HEADINGS), *rows]:
+            print("| " + " | ".join(row) + " |")
+    else:
+        console.print(table)
+    for line in [*named, *failures]:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    print(f"{len(rows)} cases, {len(failures)} goals lost")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
