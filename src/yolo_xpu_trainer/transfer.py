@@ -9,22 +9,25 @@ import torch
 
 __all__ = ["to_host"]
 
-_STAGED = 16 << 20  # bytes that are joined on the device at a time: a save must not run out of memory
+# What is joined on the device at a time: little memory, for a save must not run out of it, but in few parts.
+_BYTES, _PARTS = 4 << 20, 32
 
 
-def to_host(tensors: Sequence[torch.Tensor], staged: int = _STAGED) -> list[torch.Tensor]:
+def to_host(tensors: Sequence[torch.Tensor], staged: int | None = None) -> list[torch.Tensor]:
     """Copy tensors to the host.
 
     They are joined on the device, as many at a time as `staged` bytes hold, so that the host waits once for them.
 
     Args:
         tensors: Tensors of any shapes and dtypes; what is on the host already is returned as it is.
-        staged: How many bytes of the device's memory the joining may take.
+        staged: How many bytes of the device's memory the joining may take. By default 4 MiB, or a 32nd of all.
 
     Returns:
         The same numbers in contiguous tensors on the host, in order.
     """
     found = list(tensors)
+    if staged is None:
+        staged = max(_BYTES, sum(t.numel() * t.element_size() for t in found) // _PARTS)
     by_kind: dict[Any, list[int]] = {}
     for i, tensor in enumerate(found):
         if tensor.device.type != "cpu":

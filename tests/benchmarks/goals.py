@@ -28,7 +28,7 @@ class Limits:
     pageable: float
     launches: float = 0.95
     validation: float = 3
-    save: float = 4
+    save: float = 10
     seconds: float = 1.0
 
 
