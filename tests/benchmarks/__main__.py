@@ -26,7 +26,7 @@ ROUNDS = 2  # of timed trainings, plain and ours in turn
 
 def prepare(directory: Path) -> None:
     """Set what Ultralytics, PyTorch and the simulator read when they are imported."""
-    os.environ.update(YOLO_CONFIG_DIR=str(directory), YOLO_OFFLINE="true", MPLBACKEND="Agg")
+    os.environ.update(YOLO_CONFIG_DIR=str(directory), YOLO_OFFLINE="true", YOLO_VERBOSE="false", MPLBACKEND="Agg")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCH_DISABLE_NATIVE_JIT", "1")
     import xpu_simulator

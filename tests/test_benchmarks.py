@@ -1,0 +1,66 @@
+"""The counted benchmark: it runs, and it fails where a goal is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xpu_simulator import Counts
+
+from .benchmarks.cases import CASES, Case
+from .benchmarks.counting import Counted
+from .benchmarks.goals import REACHED, lost
+
+ROOT = Path(__file__).parents[1]
+CASE = Case("yolo11n", "AdamW")
+
+
+def counted(waits: int = 2, launches: int = 900, pageable: int = 2) -> Counted:
+    """Return what a training of one step might have done."""
+    step = Counts(
+        launches=launches, syncs=Counter({("item", "a line"): waits}), h2d={("pageable", "blocking"): pageable}
+    )
+    return Counted(step=step, steps=1, images=8, peak_memory=1000, seconds=[0.5, 0.7, 0.6])
+
+
+def test_goals_that_are_reached_are_not_reported() -> None:
+    assert list(lost(CASE, counted(launches=1000), replace(counted(), seconds=[0.1]), batch_bytes=100)) == []
+
+
+@pytest.mark.parametrize(
+    ("worse", "named"),
+    [
+        (counted(waits=4), "waits a step"),
+        (counted(pageable=3), "pageable copies"),
+        (counted(launches=990), "launches"),
+        (replace(counted(), validation=Counts(syncs=Counter({("item", "a line"): 25}))), "in validation"),
+        (replace(counted(), save=Counts(syncs=Counter({("item", "a line"): 11}))), "a checkpoint"),
+        (replace(counted(), peak_memory=1200), "peak memory"),
+        (replace(counted(), seconds=[0.6]), "host time"),
+    ],
+)
+def test_a_goal_that_is_lost_is_named(worse: Counted, named: str) -> None:
+    worse = worse if named == "host time" else replace(worse, seconds=[0.1])
+    (failure,) = lost(CASE, counted(launches=1000), worse, batch_bytes=100)
+    assert failure.startswith("yolo11n AdamW")
+    assert named in failure
+
+
+def test_every_case_has_goals() -> None:
+    assert {case.model for case in CASES} == set(REACHED)
+
+
+def test_one_command_prints_the_table_and_keeps_the_goals() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", "--models", "yolo11n", "yolo11n-seg", "--optimizers", "AdamW"]
+    done = subprocess.run([*command, "--untimed", "--markdown"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 cases, 0 goals lost" in done.stdout
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| yolo")] == [
+        "| yolo11n AdamW",
+        "| yolo11n-seg AdamW",
+    ]
