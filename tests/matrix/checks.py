@@ -23,8 +23,11 @@ import numpy as np
 DTYPE = {"arc-b580": "bfloat16", "arc-a770": "bfloat16", "core-ultra-155h": "float16"}
 
 
-def make_data(root: Path) -> Path:
-    """Draw a tiny detection data set: bright rectangles of three colours on noise."""
+MODELS = {"detect": "yolo11n", "segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb"}
+
+
+def make_data(root: Path, task: str = "detect") -> Path:
+    """Draw a tiny data set: bright rectangles of three colours on noise."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         images, labels = root / "images" / split, root / "labels" / split
@@ -37,11 +40,14 @@ def make_data(root: Path) -> Path:
                 c, (w, h) = int(rng.integers(3)), rng.integers(14, 30, 2)
                 x, y = rng.integers(0, 64 - w), rng.integers(0, 64 - h)
                 image[y : y + h, x : x + w, c] = 255
-                lines.append(f"{c} {(x + w / 2) / 64} {(y + h / 2) / 64} {w / 64} {h / 64}")
+                box = [(x + w / 2) / 64, (y + h / 2) / 64, w / 64, h / 64]
+                corners = [x / 64, y / 64, (x + w) / 64, y / 64, (x + w) / 64, (y + h) / 64, x / 64, (y + h) / 64]
+                label = {"detect": box, "pose": box + corners}.get(task, corners)
+                lines.append(" ".join(map(str, [c, *label])))
             cv2.imwrite(str(images / f"{i}.png"), image)
             (labels / f"{i}.txt").write_text("\n".join(lines))
     path = root / "data.yaml"
-    path.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [r, g, b]\n")
+    path.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [r, g, b]\nkpt_shape: [4, 2]\n")
     return path
 
 
@@ -66,6 +72,7 @@ class Checks:
         """Run every check, and say of each what came of it."""
         checks: list[Callable[[], None]] = [
             self.seed_case,
+            self.same_numbers,
             self.command_line,
             self.val,
             self.predict,
@@ -119,6 +126,34 @@ class Checks:
         assert checkpoint["train_args"]["device"] is None
         assert isinstance(checkpoint["train_args"]["amp"], bool)
         assert checkpoint["xpu_trainer"]["device"] == "xpu:0"
+
+    def same_numbers(self) -> None:
+        """Every task trains and validates in fp32 as on the CPU, bit for bit, but for what sums in another order."""
+        import torch
+        from ultralytics import YOLO
+
+        torch.set_num_threads(1)
+        for task, name in MODELS.items():
+            data = str(make_data(Path.cwd() / task, task))
+            found: list[list[float]] = []
+            for device in ("cpu", "xpu:0"):
+                losses: list[float] = []
+                model = YOLO(f"{name}.yaml")
+                model.add_callback("on_train_batch_end", lambda t, losses=losses: losses.append(float(t.loss)))
+                model.train(
+                    device=device,
+                    amp=False,
+                    epochs=1,
+                    name=f"{task}-{device[:3]}",
+                    optimizer="SGD",
+                    seed=1,
+                    xpu_channels_last=False,
+                    xpu_fused_optimizer=False,
+                    **{**self.common, "data": data},
+                )
+                found.append([*losses, *map(float, model.trainer.metrics.values())])
+            assert len(found[0]) > 4, found
+            assert found[0] == found[1], (task, found)
 
     def command_line(self) -> None:
         """`yolo train` with no device at all, and with `trainer=` and an option."""

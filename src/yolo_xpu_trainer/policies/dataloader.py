@@ -26,6 +26,9 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
     if wanted and not _pins_for_the_accelerator():
         loader.pin_memory_device = "xpu"
     if getattr(loader, "iterator", None) is not None:  # before 8.4.170 the iterator is made with the loader
+        generator = getattr(loader, "generator", None)
+        if generator is not None:  # an iterator draws from it, and another one would shuffle otherwise
+            generator.manual_seed(generator.initial_seed())
         loader.reset()
     return loader
 
