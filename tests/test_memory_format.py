@@ -80,8 +80,9 @@ def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, data: TrainingData, 
     assert seen == {(channels_last, torch.float32)}
 
 
+@pytest.mark.parametrize("host_save", [True, False])
 def test_a_checkpoint_is_laid_out_as_ultralytics_does_and_resumes_in_channels_last(
-    xpu: Any, data: TrainingData
+    xpu: Any, data: TrainingData, host_save: bool
 ) -> None:
     class StopError(Exception):
         pass
@@ -103,7 +104,7 @@ def test_a_checkpoint_is_laid_out_as_ultralytics_does_and_resumes_in_channels_la
 
     saved: list[str] = []
     with pytest.raises(StopError):
-        look(data("detect"), "on_model_save", stop, epochs=2, optimizer="AdamW")
+        look(data("detect"), "on_model_save", stop, epochs=2, optimizer="AdamW", xpu_host_save=host_save)
     look("", "on_train_start", resumed, resume=saved[0])
 
 

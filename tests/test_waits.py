@@ -113,6 +113,21 @@ def test_every_tasks_loss_waits_less_and_is_the_same(
     assert ours.h2d["pageable", "blocking"] <= 0.6 * theirs.h2d["pageable", "blocking"]
 
 
+def test_each_policy_has_a_switch(xpu: Any, data: TrainingData) -> None:
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    from yolo_xpu_trainer import XPUDetectionTrainer
+
+    switches = [f"xpu_{name}" for name in ("fewer_waits", "host_counters", "host_metrics", "host_save", "fast_nms")]
+    with plain_ultralytics():
+        theirs, _, their_losses = second_epoch(data("detect"), DetectionTrainer, optimizer="AdamW")
+    off = {**dict.fromkeys(switches, False), "xpu_log_every": 0}
+    ours, _, our_losses = second_epoch(data("detect"), XPUDetectionTrainer, optimizer="AdamW", **off)
+    assert our_losses == their_losses
+    assert abs(sum(ours.syncs.values()) - sum(theirs.syncs.values())) <= 2  # a progress line reads in one go
+    assert ours.launches == pytest.approx(theirs.launches, rel=0.01)
+
+
 @pytest.mark.xpu_hardware
 @pytest.mark.parametrize("shape", [(6, 4), (1, 7), (5,)])
 def test_a_foreground_mask_answers_as_a_plain_one(xpu: torch.device, shape: tuple[int, ...]) -> None:

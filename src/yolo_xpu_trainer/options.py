@@ -34,6 +34,12 @@ class Options:
             Ultralytics' own `channels_last=False`, where it has that argument, switches it off as well. Default True.
         fused_optimizer: Whether Adam, AdamW and SGD update all weights in one kernel where the device has one that
             agrees with the CPU's. Default True.
+        fewer_waits: Whether anchors and constants are kept, targets counted on the host, and the foreground found once
+            a step, instead of asking the device for them. The losses are the same, bit for bit. Default True.
+        host_counters: Whether batch normalisation counts its batches on the host. Default True.
+        host_metrics: Whether validation's metrics are reckoned on the host, from one copy a batch. Default True.
+        host_save: Whether a checkpoint is written from copies on the host, made at once. Default True.
+        fast_nms: Whether non-maximum suppression is torchvision's, not Ultralytics' loop in Python. Default True.
         pin_memory: Whether batches are loaded into pinned host memory, which the device can read by itself. Ultralytics
             does so for an XPU since 8.4.111. Default True.
         non_blocking: Whether batches are copied to the device while the host goes on. Ultralytics does so for an XPU
@@ -49,6 +55,11 @@ class Options:
 
     channels_last: bool = True
     fused_optimizer: bool = True
+    fewer_waits: bool = True
+    host_counters: bool = True
+    host_metrics: bool = True
+    host_save: bool = True
+    fast_nms: bool = True
     pin_memory: bool = True
     non_blocking: bool = True
     log_every: float = 0.5

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from ..hookspecs import hookimpl
 from ..run import CHECKPOINT_KEY, Run
 from ..upstream import Row, activated
@@ -21,6 +23,8 @@ def _saver(settings: dict[str, Any], original: Any) -> Any:
         """Save, with what the run decided added to the checkpoint."""
         if isinstance(obj, dict) and "train_args" in obj:
             obj = {**obj, CHECKPOINT_KEY: settings}
+            if isinstance(averaged := obj.get("ema"), torch.nn.Module):  # a copy, and before 8.4.140 as the run had it
+                averaged.to(memory_format=torch.contiguous_format)
         return original.save(obj, *args, **kwargs)
 
     return SimpleNamespace(**{**vars(original), "save": save})

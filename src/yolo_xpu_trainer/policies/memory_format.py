@@ -45,6 +45,7 @@ def xpu_before_resume(trainer: Any) -> None:
                 model.to(memory_format=torch.contiguous_format)
         return
     trainer.optimizer.register_load_state_dict_post_hook(_follow_the_weights)
+    trainer.optimizer.register_state_dict_post_hook(_in_nchw)
 
 
 @hookimpl
@@ -76,3 +77,11 @@ def _follow_the_weights(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _in_nchw(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give a checkpoint an optimizer's state in NCHW."""
+    state["state"] = {
+        index: {name: v.contiguous() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+        for index, values in state["state"].items()
+    }

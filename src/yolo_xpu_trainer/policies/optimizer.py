@@ -34,6 +34,7 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     groups = [{**group, **_FUSED} for group in optimizer.param_groups]
     fused = kind(groups, **{**defaults, **_FUSED})
     fused.register_load_state_dict_pre_hook(_stay_fused)
+    fused.register_state_dict_post_hook(_say_nothing_of_fusing)
     fused.register_step_pre_hook(_FirstStep())
     return fused
 
@@ -46,6 +47,12 @@ def _stay_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict
     fused = [group.get("fused") for group in optimizer.param_groups]
     groups = zip(state["param_groups"], fused, strict=True)
     return {**state, "param_groups": [{**group, "fused": flag} for group, flag in groups]}
+
+
+def _say_nothing_of_fusing(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Leave it to the device that resumes a run whether its optimizer is fused."""
+    for group in state["param_groups"]:
+        group["fused"] = None
 
 
 class _FirstStep:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..run import Run
 from ..transfer import to_host
 
 __all__: list[str] = []
@@ -23,6 +24,10 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
     Plain Ultralytics 8.4.190 waits for the device 1500 times to save a YOLO11n, half of it to look for NaN. Where there
     is any, the averaged model is left to Ultralytics, which mends it on the device.
     """
+    run: Run = trainer.xpu
+    if not run.options.host_save:
+        yield
+        return
     model = trainer.ema.ema if getattr(trainer, "ema", None) else None
     state = trainer.optimizer.state_dict()
     of_model = _tensors(model) if model is not None else {}
@@ -33,9 +38,6 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         index: {name: next(host) if isinstance(v, torch.Tensor) else v for name, v in entry.items()}
         for index, entry in state["state"].items()
     }
-    for group in state["param_groups"]:
-        if "fused" in group:
-            group["fused"] = None  # which device resumes the run decides
     averaged = trainer.ema
     if model is not None and all(bool(torch.isfinite(tensor).all()) for tensor in copies.values()):
         memo: dict[int, Any] = {

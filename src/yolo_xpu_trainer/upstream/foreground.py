@@ -168,7 +168,7 @@ ROWS = [
         target="ultralytics.utils.tal:TaskAlignedAssigner.forward",
         why="losses index with the mask of foreground anchors many times over, and wait for its positions each time",
         source="ultralytics/utils/loss.py",
-        needed=lambda run, original: True,
+        needed=lambda run, original: run.options.fewer_waits,
         replacement=_forward,
         everywhere=False,
     )

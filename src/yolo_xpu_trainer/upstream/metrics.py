@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..options import Options
 from ..transfer import to_host
 from .rows import Row
 
@@ -26,7 +27,8 @@ def _update_metrics(run: None, original: Any) -> Any:
         args = self.args
         with_masks = any(isinstance(p, dict) and _LARGE in p for p in preds)
         wants_files = any(getattr(args, name, False) for name in ("save_json", "save_txt", "visualize"))
-        if not _on_xpu(self.device) or not isinstance(preds, list) or (with_masks and wants_files):
+        stands_down = not Options.current().host_metrics or (with_masks and wants_files)
+        if not _on_xpu(self.device) or not isinstance(preds, list) or stands_down:
             return original(self, preds, batch)
         places: list[tuple[Any, Any]] = []
         of_host = [dict(p) if isinstance(p, dict) else p for p in preds]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..options import Options
 from .rows import Row
 
 __all__ = ["ROWS"]
@@ -40,7 +41,7 @@ def _nms(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
         """Suppress by torchvision's kernel, on the XPU where it can be had."""
-        if boxes.device.type != "xpu":
+        if boxes.device.type != "xpu" or not Options.current().fast_nms:
             return original(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
         import torchvision
 
@@ -64,7 +65,8 @@ def _non_max_suppression(run: None, original: Callable[..., Any]) -> Callable[..
         prediction = asked["prediction"]
         prediction = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
         decoded = prediction.shape[-1] == 6 or asked.get("end2end")
-        if prediction.device.type != "xpu" or decoded or xpu_kernel_agrees():
+        left = decoded or not Options.current().fast_nms
+        if prediction.device.type != "xpu" or left or xpu_kernel_agrees():
             return original(*args, **kwargs)
         import torchvision  # noqa: F401 - Ultralytics takes its CPU kernel if it is imported
 
