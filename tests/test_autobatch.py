@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -245,3 +246,19 @@ def test_a_torch_that_can_not_count_its_memory_gives_ultralytics_default(
 )
 def test_an_answer_that_a_probe_refutes_is_not_taken(chosen: int, probes: list[Any], held: int) -> None:
     assert _held(chosen, probes, 1.0) == held
+
+
+def test_a_training_on_the_cpu_before_does_not_end_it(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    from yolo_xpu_trainer.options import Options
+    from yolo_xpu_trainer.run import Precision, Run
+    from yolo_xpu_trainer.upstream.autobatch import _autobatch
+
+    def upstream(model: Any, imgsz: int, fraction: float) -> int:
+        heading = os.getenv("CUDA_VISIBLE_DEVICES", "0").strip()[0]  # as in 8.4.60
+        return int(heading) + 1
+
+    small("arc-b580")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ultralytics sets it for device="cpu"
+    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), Options())
+    assert _autobatch(run, upstream)(YOLO("yolo11n.yaml").model.to("xpu:0"), 64, 0.6) == 1
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

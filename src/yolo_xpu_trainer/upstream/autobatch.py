@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ def _autobatch(run: Run, original: Callable[..., int]) -> Callable[..., int]:
         optimizer = sum(p.numel() for p in model.parameters()) * _STATE
         usable = max(available.size + device.reserved_memory() - optimizer, 0) / 2**30
         probes: list[Probe] = []
-        with activated(measuring_rows(probes, optimizer), run):
+        with activated(measuring_rows(probes, optimizer), run), _readable_cuda_mask():
             chosen = original(model, imgsz, fraction, *args, **more)
         batch = _held(chosen, probes, fraction * usable)
         reason = f"; {chosen} would need more" if batch < chosen else ""
@@ -61,6 +63,23 @@ def _autobatch(run: Run, original: Callable[..., int]) -> Callable[..., int]:
         return batch
 
     return autobatch
+
+
+@contextmanager
+def _readable_cuda_mask() -> Iterator[None]:
+    """Hide an empty `CUDA_VISIBLE_DEVICES`, which a training on the CPU leaves behind.
+
+    From 8.3.240 or so to 8.4.60 Ultralytics reads its first character here, for a heading.
+    """
+    name = "CUDA_VISIBLE_DEVICES"
+    empty = os.environ.get(name) == ""
+    if empty:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        if empty:
+            os.environ[name] = ""
 
 
 def _default(run: Run, dataset_size: int) -> int:
