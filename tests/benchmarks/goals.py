@@ -40,7 +40,7 @@ REACHED = {
 _SAVE = 10  # waits for a checkpoint
 _SECONDS = 0.95  # host time a step, by plain Ultralytics'
 
-# A third of a MuSGD step's kernels are its orthogonalisation, which is Ultralytics' and on a CPU takes most of the time.
+# A third of a MuSGD step's kernels are its orthogonalisation: Ultralytics', and on a CPU most of the time.
 _MUSGD = {"launches": 0.97, "seconds": 1.1, "peak": 1.03}
 
 
