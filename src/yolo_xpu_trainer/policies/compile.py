@@ -1,36 +1,161 @@
-"""`compile=True` is tried out on a tiny function before the run begins; where that fails, the run goes on without."""
+"""Whether `torch.compile` works on a device, found out before anything depends on it; and if not, what mends it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextvars
+import functools
+import os
+import random
+import re
+import threading
+from dataclasses import dataclass
 from typing import Any
 
-from .. import compiling
-from ..hookspecs import hookimpl
-from ..run import Run
+import torch
 
-__all__: list[str] = []
+from .devices import XPU_WHEELS
 
-_LOGGER = logging.getLogger("ultralytics")
+__all__ = ["Obstacle", "obstacle"]
+
+SECONDS = 180
+"""How long compiling a tiny function may take. The first one starts Triton and the driver's own compiler, too."""
+
+_COMPILER = (
+    "Run Python from the prompt of Visual Studio's C++ tools, or call vcvars64.bat there first."
+    if os.name == "nt"
+    else "Install a C++ compiler, `sudo apt install g++`, or name one in the variables CC and CXX."
+)
+_REINSTALL = f"`pip uninstall -y triton triton-xpu pytorch-triton-xpu`, then `{XPU_WHEELS} --force-reinstall`"
+
+# What the texts of errors ask for; the first that is found counts.
+_REMEDIES = [
+    # intel-xpu-backend-for-triton#2548, and #3064 for Windows, whose driver brings no headers
+    (
+        r"level_zero|ze_api\.h",
+        "Install Level Zero's headers, such as `sudo apt install libze-dev`, or a newer PyTorch.",
+    ),
+    (r"Python\.h", "Install the headers of this Python, such as `sudo apt install python3-dev`."),
+    # Triton's "Failed to find C compiler. Please specify via CC …", Inductor's "No working C++ compiler found in …",
+    # and "Compiler: cl is not found." of Windows
+    (r"C(\+\+)? compiler|Compiler: .* not found|InvalidCxxCompiler", _COMPILER),
+    (r"sycl", "Install what PyTorch's XPU build brings again: " + _REINSTALL + "."),
+]
 
 
-@hookimpl
-@contextmanager
-def xpu_around_run(trainer: Any) -> Iterator[None]:
-    """Switch `compile` off where it can't work: loaders, loss and DDP go by the argument, too, not by the model alone.
+@dataclass(frozen=True)
+class Obstacle:
+    """Why `torch.compile` doesn't work on a device.
 
-    In a DDP run the process that starts the others decides for all of them, for they must agree.
+    Attributes:
+        seen: What was found.
+        remedy: What to do about it.
     """
-    run: Run = trainer.xpu
-    if getattr(trainer.args, "compile", False) and not run.is_worker:  # unknown before 8.3.200 or so
-        for index in run.indices:
-            if found := compiling.obstacle(index):
-                _LOGGER.warning(
-                    f"XPU: the run goes on without compile={trainer.args.compile!r}, for torch.compile doesn't work on "
-                    f"xpu:{index}: {found}"
-                )
-                trainer.args.compile = False
-                break
-    yield
+
+    seen: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.seen}. {self.remedy}"
+
+
+@functools.cache
+def obstacle(index: int) -> Obstacle | None:
+    """Say why `torch.compile` doesn't work on an XPU, or return None where it does.
+
+    A tiny function is compiled there, with its gradient: nothing less finds a Triton that doesn't fit the driver, or a
+    compiler without headers. Asked again, the answer is the same for the life of the process.
+
+    Args:
+        index: The XPU's index.
+    """
+    return _old_on_windows() or _without_triton() or trial(torch.device("xpu", index))
+
+
+def _old_on_windows() -> Obstacle | None:
+    """Look for a PyTorch that doesn't compile for XPUs on Windows, which it does since 2.7."""
+    release = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if os.name != "nt" or release >= (2, 7):
+        return None
+    seen = f"PyTorch {torch.__version__} compiles nothing for an XPU on Windows; it does since 2.7"
+    return Obstacle(seen, f"Install a newer one: `{XPU_WHEELS} --upgrade`.")
+
+
+def _without_triton() -> Obstacle | None:
+    """Look for a Triton that is missing, broken, or made for other devices, as another package's `triton` is."""
+    try:
+        import triton
+        from triton.backends import backends
+    except Exception as error:  # an AssertionError where it finds no SYCL (intel-xpu-backend-for-triton#2027)
+        return Obstacle(f"Triton can't be imported ({_shortened(error)})", f"Install it with PyTorch: {_REINSTALL}.")
+    if "intel" in backends:
+        return None
+    made_for = ", ".join(sorted(backends)) or "no device"
+    seen = f"Triton {triton.__version__} is made for other devices ({made_for})"
+    return Obstacle(seen, f"Install the one that PyTorch's XPU build brings: {_REINSTALL}.")
+
+
+def trial(device: torch.device, seconds: float = SECONDS) -> Obstacle | None:
+    """Compile a tiny function and its gradient for a device, run both, and forget them.
+
+    Args:
+        device: The device.
+        seconds: How long it may take.
+
+    Returns:
+        What went wrong, None where nothing did.
+    """
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            _compile_and_run(device)
+        except Exception as error:  # of whatever type Dynamo, Inductor, Triton or a driver raises
+            errors.append(error)
+
+    settings = contextvars.copy_context()  # Inductor's configuration is a thread's own, in newer PyTorch
+    thread = threading.Thread(target=settings.run, args=(attempt,), daemon=True, name="trial of torch.compile")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        seen = f"compiling a tiny function took longer than {seconds:g} seconds"
+        return Obstacle(seen, "Try again when the machine has less to do.")
+    torch._dynamo.reset()
+    if not errors:
+        return None
+    text = f"{type(errors[0]).__name__}: {errors[0]}"
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text, re.IGNORECASE)), None)
+    return Obstacle(
+        f"compiling a tiny function failed ({_shortened(errors[0])})",
+        remedy or "TORCHDYNAMO_VERBOSE=1 in the environment shows the whole error.",
+    )
+
+
+def _compile_and_run(device: torch.device) -> None:
+    """Compile for a device, in this thread.
+
+    Raises:
+        ArithmeticError: It gave wrong numbers.
+        Exception: It failed.
+    """
+    import torch._inductor.config
+
+    factor = random.SystemRandom().randint(2, 8000)  # none that is in a cache; sums up to 2**24 are exact in float32
+
+    def tiny(x: torch.Tensor) -> torch.Tensor:
+        return (x * factor + 1).relu().sum()
+
+    config: Any = torch._inductor.config
+    with config.patch(compile_threads=1), torch.inference_mode(False), torch.enable_grad():
+        x: Any = torch.arange(64.0, device=device, requires_grad=True)
+        compiled: Any = torch.compile(tiny, backend="inductor")
+        total = compiled(x)
+        total.backward()
+        if (total.item(), set(x.grad.tolist())) != (factor * 64 * 63 / 2 + 64, {factor}):
+            raise ArithmeticError("it gave wrong numbers")
+
+
+def _shortened(error: Exception) -> str:
+    """Return an error's type and the first line of its text that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not re.fullmatch(r"backend=.* raised:", line)]
+    return ": ".join([type(error).__name__, *said[:1]])[:200]

@@ -1,30 +1,34 @@
-"""Where SYCL's cache of kernels is on and may crash the run, that is said beforehand: a crash leaves no traceback."""
+"""SYCL's cache of kernels between processes: kept where that is safe.
+
+`SYCL_CACHE_PERSISTENT=1` spares a process the compilation of kernels that another one had before. With SYCL runtimes
+from 2025.3 on it was seen to end processes with a segmentation fault, in reading (llama.cpp#22053) and in writing
+(intel/llvm#22853); one place is `torch.topk` of PyTorch 2.13 (sglang#34567), by which targets are assigned in every
+step. There it is left as it is: off, unless the user has it on.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
-from .. import kernel_cache
-from ..hookspecs import hookimpl
-from ..run import Run
+import torch
 
-__all__: list[str] = []
+__all__ = ["VARIABLE", "keep", "may_crash", "runtime"]
 
-_LOGGER = logging.getLogger("ultralytics")
+VARIABLE = "SYCL_CACHE_PERSISTENT"
+_FIRST_THAT_CRASHES = "20250300"  # no end to it is known
 
 
-@hookimpl
-def xpu_around_run(trainer: Any) -> AbstractContextManager[None]:
-    """Warn, once a run, where the user has the cache on and the runtime is one of those that crash."""
-    run: Run = trainer.xpu
-    name = kernel_cache.VARIABLE
-    if os.environ.get(name) == "1" and kernel_cache.may_crash() and not run.is_worker:
-        _LOGGER.warning(
-            f"XPU: {name}=1 is set. With SYCL runtimes as new as this PyTorch's ({kernel_cache.runtime()}) it was seen "
-            "to crash processes without a traceback, in torch.topk among others, which training a detector needs "
-            f"(intel/llvm#22853, sglang#34567). If this run ends like that, unset {name}."
-        )
-    return nullcontext()
+def runtime() -> str:
+    """Return the version of PyTorch's SYCL runtime, such as "20250001"; "" where it doesn't tell, before 2.7."""
+    return getattr(torch.version, "xpu", None) or ""
+
+
+def may_crash() -> bool:
+    """Whether this PyTorch's SYCL runtime is one of those that crash."""
+    return runtime() >= _FIRST_THAT_CRASHES
+
+
+def keep() -> None:
+    """Switch the cache on where the user says nothing and it is safe; SYCL reads the variable when it is first used."""
+    if torch.xpu._is_compiled() and not may_crash():
+        os.environ.setdefault(VARIABLE, "1")
