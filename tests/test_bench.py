@@ -24,11 +24,11 @@ import torch
 
 from xpu_simulator import faults
 from yolo_xpu_trainer import compiling
-from yolo_xpu_trainer.bench import data, measuring, settings, telemetry, windows
-from yolo_xpu_trainer.bench.output import figure, markdown, table
-from yolo_xpu_trainer.bench.results import Case, Report, Result, Target, Window
-from yolo_xpu_trainer.bench.surroundings import as_ours, as_plain, first_line, quiet
-from yolo_xpu_trainer.cli import main
+from yolo_xpu_trainer.commands import main
+from yolo_xpu_trainer.commands.bench import data, measuring, settings, telemetry, timing
+from yolo_xpu_trainer.commands.bench.isolation import as_ours, as_plain, first_line, quiet
+from yolo_xpu_trainer.commands.bench.output import figure, markdown, table
+from yolo_xpu_trainer.commands.bench.results import Case, Report, Result, Target, Window
 from yolo_xpu_trainer.upstream.process import process_rows
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
@@ -46,10 +46,10 @@ GPU = Target("xpu:0", "Intel Arc B580 Graphics", "1.6.33578+51", 0)
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm up for two steps, and start no workers, which takes longer than the steps."""
-    monkeypatch.setattr(windows, "WARMUP", 2)
+    monkeypatch.setattr(timing, "WARMUP", 2)
     monkeypatch.setattr(measuring, "WARMUP", 2)
-    arguments = windows._arguments
-    monkeypatch.setattr(windows, "_arguments", lambda *args: {**arguments(*args), "workers": 0})
+    arguments = timing._arguments
+    monkeypatch.setattr(timing, "_arguments", lambda *args: {**arguments(*args), "workers": 0})
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -198,15 +198,15 @@ def test_out_of_memory_is_no_figure_for_another_batch(
     xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trainer that meets it goes on with half the batch, which is not what was asked for."""
-    begin = windows._Watch.batch_start
+    begin = timing._Watch.batch_start
     orders = iter([50])  # the number of a kernel in the first forward pass
 
-    def order(self: windows._Watch, trainer: Any) -> None:
+    def order(self: timing._Watch, trainer: Any) -> None:
         begin(self, trainer)
         for launch in orders:
             faults.out_of_memory(at_launch=launch)
 
-    monkeypatch.setattr(windows._Watch, "batch_start", order)
+    monkeypatch.setattr(timing._Watch, "batch_start", order)
     arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--output", "out"]
     assert main([*TINY, *arguments]) == 0
     report = read(tmp_path / "out")
@@ -370,7 +370,7 @@ def test_an_absent_xpu_alone_is_refused(xpu: torch.device, tmp_path: Path, capsy
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom yolo_xpu_trainer.cli import main\n"
+        "import sys\nfrom yolo_xpu_trainer.commands import main\n"
         "try:\n    main(['bench', '--help'])\n"
         "finally:\n    print([n for n in ('torch', 'ultralytics', 'numpy', 'cv2', 'rich') if n in sys.modules])"
     )
@@ -394,13 +394,13 @@ class FakeTime:
 @pytest.fixture
 def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
-    monkeypatch.setattr(windows, "time", fake)
+    monkeypatch.setattr(timing, "time", fake)
     return fake
 
 
 def make_settings(**changed: Any) -> settings.Settings:
     parser = argparse.ArgumentParser()
-    from yolo_xpu_trainer import bench
+    from yolo_xpu_trainer.commands import bench
 
     bench.add_arguments(parser)
     return settings.parse(parser.parse_args([word for k, v in changed.items() for word in (f"--{k}", str(v))]))
@@ -409,7 +409,7 @@ def make_settings(**changed: Any) -> settings.Settings:
 def run_clock(fake: FakeTime, seconds: float, cycle: int = 1, **changed: Any) -> Window:
     """Step until a window ends; a step takes so many seconds, the first of all a hundred more."""
     sampler: Any = SimpleNamespace(start=lambda: None, stop=dict)
-    clock = windows.Clock(Case("train", CPU, "fp32"), make_settings(**changed), sampler, int)
+    clock = timing.Clock(Case("train", CPU, "fp32"), make_settings(**changed), sampler, int)
     fake.now += 100
     while True:
         fake.now += seconds
@@ -452,18 +452,18 @@ def trainer(amp: object, enabled: bool = True, xpu: str = "") -> SimpleNamespace
 def test_a_figure_is_for_the_precision_it_is_named_after(running: SimpleNamespace, precision: str, sound: bool) -> None:
     case = Case("train", GPU, precision)
     if sound:
-        windows._check_precision(running, case)
+        timing._check_precision(running, case)
     else:
-        with pytest.raises(windows._Left) as left:
-            windows._check_precision(running, case)
+        with pytest.raises(timing._Left) as left:
+            timing._check_precision(running, case)
         assert "ran in fp32" in left.value.reason
 
 
 def test_a_model_that_was_not_compiled_after_all_is_no_figure() -> None:
-    with pytest.raises(windows._Left):
-        windows._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
-    windows._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
-    windows._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))
+    with pytest.raises(timing._Left):
+        timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
+    timing._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
+    timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))
 
 
 # Surroundings
@@ -626,7 +626,7 @@ def test_doubtful_figures_say_so() -> None:
 
 
 def test_a_chart_says_that_a_device_is_simulated() -> None:
-    from yolo_xpu_trainer.bench.chart import _texts
+    from yolo_xpu_trainer.commands.bench.chart import _texts
 
     title, details = _texts(make_report(), characters=80)
     assert title == "yolo11n, imgsz 640, batch 16 on Intel Arc B580 Graphics"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from yolo_xpu_trainer.cli import main
-from yolo_xpu_trainer.demo import new_directory, scenes
-from yolo_xpu_trainer.demo.dataset import (
+from yolo_xpu_trainer.commands import main
+from yolo_xpu_trainer.commands.demo import new_directory, scenes
+from yolo_xpu_trainer.commands.demo.dataset import (
     DataSet,
     label_text,
     load_digits,
@@ -24,7 +24,7 @@ from yolo_xpu_trainer.demo.dataset import (
     write_dataset,
     write_image,
 )
-from yolo_xpu_trainer.demo.scenes import Box, Digits, Scene, make_scenes
+from yolo_xpu_trainer.commands.demo.scenes import Box, Digits, Scene, make_scenes
 
 needs_digits = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="the extra `demo` is absent")
 TINY = ["demo", "--epochs", "1", "--images", "16", "--imgsz", "64"]

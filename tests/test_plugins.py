@@ -14,7 +14,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from yolo_xpu_trainer import XPUDetectionTrainer, cli, devices, hookimpl, hookspecs, plugins
+from yolo_xpu_trainer import XPUDetectionTrainer, commands, devices, hookimpl, hookspecs, plugins
 from yolo_xpu_trainer.devices import DeviceInfo
 from yolo_xpu_trainer.run import Precision
 from yolo_xpu_trainer.upstream import Row
@@ -311,7 +311,7 @@ def test_the_command_lists_who_is_asked_and_in_which_order(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     others.append(module(tmp_path, "theirs", GOOD, monkeypatch))
-    assert cli.main(["plugins"]) == 0
+    assert commands.main(["plugins"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in vars(plugins.manager().hook):
         assert any(name in line for line in lines)

@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli import main
+from .commands import main
 
 if __name__ == "__main__":  # data-loading workers that are spawned import this module too
     sys.exit(main())

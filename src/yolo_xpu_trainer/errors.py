@@ -11,6 +11,7 @@
     │       └── WrongBuildError     … because this PyTorch was built without XPU support
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
+    ├── UsageError              a `yolo-xpu` command can't do what was asked
     └── OptionError (also a ValueError)
         ├── UnknownOptionError      no `xpu_*` option has that name
         └── OptionValueError        an `xpu_*` option was given a value that it can't take
@@ -33,6 +34,7 @@ __all__ = [
     "UnknownDeviceError",
     "UnknownOptionError",
     "UnknownTrainerError",
+    "UsageError",
     "WrongBuildError",
     "XPUTrainerError",
 ]
@@ -92,6 +94,10 @@ class UnknownTrainerError(XPUTrainerError, ValueError):
         super().__init__(message)
         self.name = name
         self.known = tuple(known)
+
+
+class UsageError(XPUTrainerError):
+    """A `yolo-xpu` command can't do what was asked; the message says what was seen and what to do."""
 
 
 class OptionError(XPUTrainerError, ValueError):

@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from .. import compiling, devices
-from ..upstream.legacy import knows_accelerators
+from ... import compiling, devices
+from ...upstream.legacy import knows_accelerators
 from . import data, telemetry
+from .isolation import as_ours, as_plain, clear, first_line, quiet
 from .models import Subject
 from .results import Case, Implementation, Report, Result
 from .settings import WARMUP, Settings
-from .surroundings import as_ours, as_plain, clear, first_line, quiet
-from .windows import NotMeasured, infer, train
+from .timing import NotMeasured, infer, train
 
 __all__ = ["measure"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .. import __version__, devices
-from ..plugins import manager
+from ... import __version__, devices
+from ...plugins import manager
 from .results import Target
 
 __all__ = ["describe", "find_devices"]

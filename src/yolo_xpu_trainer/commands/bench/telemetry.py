@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .surroundings import first_line
+from .isolation import first_line
 
 __all__ = ["READINGS", "Sampler", "readable"]
 

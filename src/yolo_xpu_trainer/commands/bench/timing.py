@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from .data import images
+from .isolation import clear
 from .models import Subject
 from .results import Case, Implementation, Window
 from .settings import WARMUP, WINDOW_SECONDS, Settings
-from .surroundings import clear
 from .telemetry import Sampler
 
 __all__ = ["NotMeasured", "infer", "train"]

@@ -12,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .errors import XPUTrainerError
+from ..errors import XPUTrainerError
 
 COMMANDS = {
     "bench": "measure images per second of training and inference, plain Ultralytics against this package",
@@ -21,10 +21,6 @@ COMMANDS = {
     "plugins": "show which plugin implements which hook, in which order they are asked",
 }
 """Name of each command, and what it does in a few words."""
-
-
-class UsageError(XPUTrainerError):
-    """A command can't do what was asked; the message says what was seen, why it matters and what to do."""
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli import UsageError
+from ...errors import UsageError
 
 if TYPE_CHECKING:
     from .dataset import DataSet
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             'Install it with: pip install "yolo-xpu-trainer[demo]"'
         )
     # each import brings PyTorch, Ultralytics or OpenCV along, which nobody with a mistyped option should wait for
-    from .. import devices
+    from ... import devices
 
     devices.resolve(args.device, prefer_xpu=True)  # asked here already, so that a refusal leaves no directory behind
     directory = new_directory(args.output)

@@ -9,9 +9,9 @@ import importlib
 from rich.console import Console
 from rich.table import Table
 
-from . import devices
-from .plugins import manager
-from .upstream.process import process_rows
+from .. import devices
+from ..plugins import manager
+from ..upstream.process import process_rows
 
 __all__ = ["add_arguments", "run"]
 

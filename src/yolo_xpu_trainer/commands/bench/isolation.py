@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..upstream import Row, activated
-from ..upstream.process import process_rows
+from ...upstream import Row, activated
+from ...upstream.process import process_rows
 
 __all__ = ["as_ours", "as_plain", "clear", "first_line", "quiet"]
 

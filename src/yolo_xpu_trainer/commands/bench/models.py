@@ -7,10 +7,10 @@ from typing import Any
 
 from ultralytics import YOLO
 
-from ..cli import UsageError
-from ..upstream.model import trainers_for
+from ...errors import UsageError
+from ...upstream.model import trainers_for
 from .data import TASKS
-from .surroundings import as_plain, first_line, quiet
+from .isolation import as_plain, first_line, quiet
 
 __all__ = ["Subject", "load"]
 
