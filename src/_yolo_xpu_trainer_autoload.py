@@ -1,4 +1,4 @@
-"""What PyTorch calls at the end of `import torch`: it notes that Ultralytics is wanted, and returns.
+"""PyTorch calls this at the end of `import torch`: it waits until Ultralytics is imported, and returns.
 
 PyTorch (2.5 and newer) calls every entry point of the group `torch.backends` in every process: the `yolo` command,
 notebooks, DDP workers, the tuner's subprocesses. An exception here would break `import torch`, so none gets out, and
@@ -46,12 +46,12 @@ def _forget() -> None:
 
 def _activate() -> None:
     try:
-        from yolo_xpu_trainer import kernel_cache
-        from yolo_xpu_trainer.upstream.process import process_rows
+        from yolo_xpu_trainer.activation import process_patches
+        from yolo_xpu_trainer.policies import kernel_cache
 
         kernel_cache.keep()
-        process_rows().activate()
+        process_patches().apply()
     except Exception as error:
         import warnings
 
-        warnings.warn(f"yolo-xpu-trainer stands down, for it can't be imported: {error!r}", stacklevel=2)
+        warnings.warn(f"yolo-xpu-trainer is disabled: importing it failed: {error!r}", stacklevel=2)

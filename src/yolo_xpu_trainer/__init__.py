@@ -4,8 +4,9 @@
 >>> from yolo_xpu_trainer import XPUDetectionTrainer
 >>> YOLO("yolo11n.yaml").train(trainer=XPUDetectionTrainer, data="coco8.yaml", epochs=1)  # doctest: +SKIP
 
-The public names are imported on first use: `import yolo_xpu_trainer` alone imports neither PyTorch nor Ultralytics. But
-it acts in Ultralytics, now or as soon as that is imported, as PyTorch's autoload of this package does in any process.
+Every public name is here: the trainers, the errors, and what a plugin is written with. They are imported on first use:
+`import yolo_xpu_trainer` alone imports neither PyTorch nor Ultralytics. But it patches Ultralytics, now or as soon as
+that is imported, as PyTorch's autoload of this package does in any process.
 """
 
 from __future__ import annotations
@@ -16,31 +17,115 @@ from typing import TYPE_CHECKING, Any
 import _yolo_xpu_trainer_autoload
 
 if TYPE_CHECKING:
-    from .hookspecs import hookimpl
-    from .options import Options
-    from .trainers import XPUTrainer
+    from .devices import DeviceInfo as DeviceInfo
+    from .errors import DeviceError as DeviceError
+    from .errors import DuplicateDeviceError as DuplicateDeviceError
+    from .errors import NoSuchXPUError as NoSuchXPUError
+    from .errors import NoXPUError as NoXPUError
+    from .errors import OptionError as OptionError
+    from .errors import OptionValueError as OptionValueError
+    from .errors import RunUnderWayError as RunUnderWayError
+    from .errors import UnknownDeviceError as UnknownDeviceError
+    from .errors import UnknownOptionError as UnknownOptionError
+    from .errors import UnknownTrainerError as UnknownTrainerError
+    from .errors import UsageError as UsageError
+    from .errors import WrongBuildError as WrongBuildError
+    from .errors import XPUTrainerError as XPUTrainerError
+    from .hookspecs import hookimpl as hookimpl
+    from .options import Option as Option
+    from .options import Options as Options
+    from .patches import Patch as Patch
+    from .patches import patch as patch
+    from .patches import stand_in as stand_in
+    from .run import Precision as Precision
+    from .run import Run as Run
+    from .run import StashKey as StashKey
+    from .trainers import XPUClassificationTrainer as XPUClassificationTrainer
+    from .trainers import XPUDepthTrainer as XPUDepthTrainer
+    from .trainers import XPUDetectionTrainer as XPUDetectionTrainer
+    from .trainers import XPUOBBTrainer as XPUOBBTrainer
+    from .trainers import XPUPoseTrainer as XPUPoseTrainer
+    from .trainers import XPURTDETRTrainer as XPURTDETRTrainer
+    from .trainers import XPUSegmentationTrainer as XPUSegmentationTrainer
+    from .trainers import XPUSemanticSegmentationTrainer as XPUSemanticSegmentationTrainer
+    from .trainers import XPUTrainer as XPUTrainer
+    from .trainers import XPUWorldFromScratchTrainer as XPUWorldFromScratchTrainer
+    from .trainers import XPUWorldTrainer as XPUWorldTrainer
+    from .trainers import XPUYOLOEFromScratchTrainer as XPUYOLOEFromScratchTrainer
+    from .trainers import XPUYOLOEPEFreeTrainer as XPUYOLOEPEFreeTrainer
+    from .trainers import XPUYOLOEPESegTrainer as XPUYOLOEPESegTrainer
+    from .trainers import XPUYOLOEPETrainer as XPUYOLOEPETrainer
+    from .trainers import XPUYOLOESegFromScratchTrainer as XPUYOLOESegFromScratchTrainer
+    from .trainers import XPUYOLOESegTrainer as XPUYOLOESegTrainer
+    from .trainers import XPUYOLOESegVPTrainer as XPUYOLOESegVPTrainer
+    from .trainers import XPUYOLOETrainer as XPUYOLOETrainer
+    from .trainers import XPUYOLOEVPTrainer as XPUYOLOEVPTrainer
 
-__all__ = ["Options", "XPUTrainer", "__version__", "hookimpl"]  # and every name in `trainers.TRAINERS`
+_PUBLIC = {
+    "devices": ("DeviceInfo",),
+    "errors": (
+        "DeviceError",
+        "DuplicateDeviceError",
+        "NoSuchXPUError",
+        "NoXPUError",
+        "OptionError",
+        "OptionValueError",
+        "RunUnderWayError",
+        "UnknownDeviceError",
+        "UnknownOptionError",
+        "UnknownTrainerError",
+        "UsageError",
+        "WrongBuildError",
+        "XPUTrainerError",
+    ),
+    "hookspecs": ("hookimpl",),
+    "options": ("Option", "Options"),
+    "patches": ("Patch", "patch", "stand_in"),
+    "run": ("Precision", "Run", "StashKey"),
+    "trainers": (
+        "XPUClassificationTrainer",
+        "XPUDepthTrainer",
+        "XPUDetectionTrainer",
+        "XPUOBBTrainer",
+        "XPUPoseTrainer",
+        "XPURTDETRTrainer",
+        "XPUSegmentationTrainer",
+        "XPUSemanticSegmentationTrainer",
+        "XPUTrainer",
+        "XPUWorldFromScratchTrainer",
+        "XPUWorldTrainer",
+        "XPUYOLOEFromScratchTrainer",
+        "XPUYOLOEPEFreeTrainer",
+        "XPUYOLOEPESegTrainer",
+        "XPUYOLOEPETrainer",
+        "XPUYOLOESegFromScratchTrainer",
+        "XPUYOLOESegTrainer",
+        "XPUYOLOESegVPTrainer",
+        "XPUYOLOETrainer",
+        "XPUYOLOEVPTrainer",
+    ),
+}
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 
-_HOMES = {"Options": "options", "XPUTrainer": "trainers", "hookimpl": "hookspecs"}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - strings all
 
+if not TYPE_CHECKING:  # a misspelt name is an error to a type checker
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
 
-        return version("yolo-xpu-trainer")
-    if name.startswith("XPU") and name.endswith("Trainer"):
-        return getattr(importlib.import_module(".trainers", __name__), name)
-    if name in _HOMES:
+            return version("yolo-xpu-trainer")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-
-_yolo_xpu_trainer_autoload.act_on_import()
+else:
+    __version__: str
 
 
 def __dir__() -> list[str]:
-    from .trainers import TRAINERS
+    return sorted(__all__)
 
-    return sorted([*__all__, *TRAINERS])
+
+_yolo_xpu_trainer_autoload.act_on_import()

@@ -1,4 +1,4 @@
-"""The rows that act for the whole process: from the moment that Ultralytics is imported, until taken back."""
+"""The patches that hold for the whole process: from the moment that Ultralytics is imported, until taken back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from typing import Any
 
 import wrapt
 
-from . import cli, compiling, devices, inference, legacy, metrics, model, nms
-from .rows import Row
+from . import plugins
+from .patches import Patch
+from .policies import channels_last, compile, metrics, nms
+from .upstream import command_line, legacy, memory, model, select_device
 
-__all__ = ["ProcessRows", "process_rows"]
+__all__ = ["ProcessPatches", "process_patches"]
 
 _LOGGER = logging.getLogger("ultralytics")
+
+# A fixed tuple: no stranger's plugin is loaded when Ultralytics is imported.
+_SOURCES = (select_device, model, command_line, nms, metrics, channels_last, compile, memory, legacy)
 
 # Modules that every way of importing Ultralytics ends with: by then, what was half imported when PyTorch called us is
 # whole. `import ultralytics` imports PyTorch from within `ultralytics.utils`, and before 8.3.200 or so from within
@@ -27,26 +32,26 @@ _LATE_MODULES = ("ultralytics.models.yolo.model", "ultralytics.models.rtdetr.mod
 
 
 @dataclass
-class ProcessRows:
-    """A table of rows that act as their modules are imported, and nothing is imported for.
+class ProcessPatches:
+    """Patches that are applied as their modules are imported; nothing is imported because of them.
 
     Attributes:
-        rows: The table.
-        acting: What takes each acting row back, by target.
-        passed: Why a row doesn't act, by target: "not needed", "not there" (in this version) or "moved".
+        patches: The patches.
+        active: What takes each active patch back, by target.
+        skipped: Why a patch isn't active, by target: "not needed", "not there" (in this version), "moved", or "failed".
     """
 
-    rows: list[Row]
-    acting: dict[str, Callable[[], None]] = field(default_factory=dict)
-    passed: dict[str, str] = field(default_factory=dict)
-    active: bool = False
+    patches: list[Patch]
+    active: dict[str, Callable[[], None]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    is_on: bool = False
     _hooked: set[str] = field(default_factory=set)
     _lock: Any = field(default_factory=threading.RLock)
 
-    def activate(self) -> None:
-        """Let every row act whose module is imported, and the others when theirs is."""
-        self.active = True
-        awaited = [name for row in self.rows for name in (row.module, row.after) if name]
+    def apply(self) -> None:
+        """Apply every patch whose module is imported, and the others when theirs is."""
+        self.is_on = True
+        awaited = [name for patch in self.patches for name in (patch.module, patch.after) if name]
         for name in dict.fromkeys([*awaited, *_LATE_MODULES]):
             if name not in self._hooked and not _is_whole(sys.modules.get(name)):
                 self._hooked.add(name)
@@ -54,40 +59,51 @@ class ProcessRows:
                     wrapt.register_post_import_hook(self._imported, name)
         self._imported(None)
 
-    def deactivate(self) -> None:
+    def restore(self) -> None:
         """Put back every object that was replaced."""
         with self._lock:
-            self.active = False
-            for restore in reversed(self.acting.values()):
+            self.is_on = False
+            for restore in reversed(self.active.values()):
                 restore()
-            self.acting.clear()
-            self.passed.clear()
+            self.active.clear()
+            self.skipped.clear()
+
+    def state_of(self, patch: Patch) -> str:
+        """Return "active", why the patch was skipped, or "waiting" for its module to be imported."""
+        return "active" if patch.target in self.active else self.skipped.get(patch.target, "waiting")
 
     def _imported(self, module: ModuleType | None) -> None:
-        """Try the rows that neither act nor were passed over. Nothing may escape: it would break somebody's import."""
+        """Try the patches that are neither active nor skipped. Nothing may escape: it would break somebody's import."""
         with self._lock:
-            for row in self.rows if self.active else []:
-                if row.target in self.acting or row.target in self.passed:
+            for patch in self.patches if self.is_on else []:
+                if patch.target in self.active or patch.target in self.skipped:
                     continue
-                if not all(
+                if all(
                     sys.modules.get(name) is module is not None or _is_whole(sys.modules.get(name))
-                    for name in (row.module, row.after or row.module)
+                    for name in (patch.module, patch.after or patch.module)
                 ):
-                    continue
-                try:
-                    restore = row.apply(None)
-                except LookupError:
-                    self.passed[row.target] = "not there" if row.optional else "moved"
-                    if not row.optional:
-                        row.warn_that_it_moved()
-                except Exception as error:
-                    self.passed[row.target] = f"failed: {error!r}"
-                    _LOGGER.warning(f"XPU: {row.target} can't be changed and is left alone: {error!r}")
-                else:
-                    if restore is None:
-                        self.passed[row.target] = "not needed"
-                    else:
-                        self.acting[row.target] = restore
+                    self._try(patch)
+
+    def _try(self, patch: Patch) -> None:
+        enabled = functools.partial(_is_allowed, patch.policy) if patch.policy else None
+        try:
+            restore = patch.apply(None, enabled)
+        except LookupError:
+            self.skipped[patch.target] = "not there" if patch.optional else "moved"
+            if not patch.optional:
+                patch.warn_that_it_moved()
+        except Exception as error:
+            self.skipped[patch.target] = f"failed: {error!r}"
+            _LOGGER.warning(f"XPU: {patch.target} is not patched: {error!r}. Consequence: {patch.why}.")
+        else:
+            if restore is None:
+                self.skipped[patch.target] = "not needed"
+            else:
+                self.active[patch.target] = restore
+
+
+def _is_allowed(policy: str) -> bool:
+    return not plugins.is_blocked(policy)
 
 
 def _is_whole(module: ModuleType | None) -> bool:
@@ -96,7 +112,6 @@ def _is_whole(module: ModuleType | None) -> bool:
 
 
 @functools.cache
-def process_rows() -> ProcessRows:
-    """Return this process's table of rows, made on the first call."""
-    modules = (devices, model, cli, nms, metrics, inference, compiling, legacy)
-    return ProcessRows([row for module in modules for row in module.ROWS])
+def process_patches() -> ProcessPatches:
+    """Return this process's patches, made on the first call."""
+    return ProcessPatches([patch for module in _SOURCES for patch in module.PATCHES])

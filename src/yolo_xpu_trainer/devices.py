@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, UnknownDeviceError, WrongBuildError
+from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, Problem, UnknownDeviceError, WrongBuildError
 
-__all__ = ["Available", "DeviceInfo", "NoXPUReason", "available", "info", "resolve", "why_none"]
+__all__ = ["Available", "DeviceInfo", "available", "info", "resolve", "why_none"]
 
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
@@ -128,21 +128,6 @@ class DeviceInfo:
         return hasattr(torch.xpu, "memory_reserved")
 
 
-@dataclass(frozen=True)
-class NoXPUReason:
-    """Why this process sees no XPU.
-
-    Attributes:
-        wrong_build: Whether PyTorch itself was built without XPU support.
-        seen: What was found.
-        remedy: What to do about it.
-    """
-
-    wrong_build: bool
-    seen: str
-    remedy: str
-
-
 def _is_compiled() -> bool:
     return bool(torch.xpu._is_compiled())
 
@@ -196,21 +181,19 @@ def available() -> list[DeviceInfo]:
     return [info(i) for i in range(count())]
 
 
-def why_none() -> NoXPUReason | None:
+def why_none() -> Problem | None:
     """Say why there is no XPU, or return None where there is one."""
     if count():
         return None
     if not _is_compiled():
-        return NoXPUReason(
-            wrong_build=True,
+        return Problem(
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
             remedy=f"Install an XPU build: `{XPU_WHEELS}`.",
         )
     masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)}
     if masks:
         shown = ", ".join(f"{k}={v!r}" for k, v in masks.items())
-        return NoXPUReason(
-            wrong_build=False,
+        return Problem(
             seen=f"PyTorch has XPU support, but sees no XPU with {shown}",
             remedy=f"Unset {' and '.join(masks)}, or name a device that exists, before Python starts.",
         )
@@ -221,7 +204,7 @@ def why_none() -> NoXPUReason | None:
             f"Install Intel's GPU driver ({CLIENT_DRIVERS}), and let this user read /dev/dri/renderD* "
             "(`sudo usermod -aG render $USER`, then log in again)."
         )
-    return NoXPUReason(wrong_build=False, seen="PyTorch has XPU support, but the driver shows no XPU", remedy=remedy)
+    return Problem(seen="PyTorch has XPU support, but the driver shows no XPU", remedy=remedy)
 
 
 def describe() -> str:
@@ -260,7 +243,7 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
         if not re.fullmatch(r"xpu(:\d+(,\d+)*)?", text):
             raise _unknown(requested)
         if reason := why_none():
-            error = WrongBuildError if reason.wrong_build else NoXPUError
+            error = NoXPUError if _is_compiled() else WrongBuildError
             raise error(
                 f"Asked for {text}, but {reason.seen}. {reason.remedy} (device='cpu' trains without it, slowly.)",
                 requested=requested,

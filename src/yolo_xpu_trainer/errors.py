@@ -14,7 +14,7 @@
     ├── UsageError              a `yolo-xpu` command can't do what was asked
     └── OptionError (also a ValueError)
         ├── UnknownOptionError      no `xpu_*` option has that name
-        └── OptionValueError        an `xpu_*` option was given a value that it can't take
+        └── OptionValueError        an `xpu_*` option has an invalid value
 
 Each carries the offending values as attributes and says what was seen, why it matters and what to do.
 """
@@ -22,6 +22,7 @@ Each carries the offending values as attributes and says what was seen, why it m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 __all__ = [
     "DeviceError",
@@ -30,6 +31,7 @@ __all__ = [
     "NoXPUError",
     "OptionError",
     "OptionValueError",
+    "Problem",
     "RunUnderWayError",
     "UnknownDeviceError",
     "UnknownOptionError",
@@ -38,6 +40,22 @@ __all__ = [
     "WrongBuildError",
     "XPUTrainerError",
 ]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something doesn't work here.
+
+    Attributes:
+        seen: What was found.
+        remedy: What to do about it.
+    """
+
+    seen: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.seen}. {self.remedy}"
 
 
 class XPUTrainerError(Exception):
@@ -127,4 +145,4 @@ class UnknownOptionError(OptionError):
 
 
 class OptionValueError(OptionError):
-    """An `xpu_*` option was given a value that it can't take."""
+    """An `xpu_*` option has an invalid value."""

@@ -8,22 +8,26 @@ counts, the plugin registered last is asked first; one that returns None passes.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 import torch
 
 from .devices import DeviceInfo
+from .options import Option
+from .patches import Patch
 from .run import Precision
-
-if TYPE_CHECKING:
-    from .upstream import Row
 
 __all__ = ["PROJECT", "hookimpl", "hookspec"]
 
 PROJECT = "yolo_xpu_trainer"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def xpu_options() -> list[Option[Any]]:  # type: ignore[empty-body]
+    """Declare the `xpu_*` options that users can give."""
 
 
 @hookspec
@@ -49,8 +53,30 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision | None
 
 
 @hookspec
-def xpu_upstream_rows() -> list[Row]:  # type: ignore[empty-body]
-    """Name the changes that this plugin needs in Ultralytics for the length of a run."""
+def xpu_configure(trainer: Any) -> None:
+    """Settle a run's arguments, `trainer.args`, before Ultralytics reads them.
+
+    Args:
+        trainer: The trainer, which has its arguments and `trainer.xpu`, and nothing else yet.
+    """
+
+
+@hookspec
+def xpu_report(trainer: Any) -> str | None:
+    """Return a phrase for the line that says, before a run, how it computes.
+
+    Args:
+        trainer: The trainer, which has its arguments and `trainer.xpu`, and no model yet.
+    """
+
+
+@hookspec
+def xpu_patches(trainer: Any) -> list[Patch]:  # type: ignore[empty-body]
+    """Return the patches of Ultralytics that this plugin wants for the length of a run.
+
+    Args:
+        trainer: The trainer, which has no model yet.
+    """
 
 
 @hookspec
@@ -73,7 +99,7 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
 
 
 @hookspec
-def xpu_before_resume(trainer: Any) -> None:
+def xpu_after_setup(trainer: Any) -> None:
     """Prepare a trainer whose model, optimizer and loaders exist, before any state is loaded into them."""
 
 
@@ -81,11 +107,9 @@ def xpu_before_resume(trainer: Any) -> None:
 def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
     """Replace or change a data loader.
 
-    Batches of a training loader that has workers are then moved ahead of their steps, unless `xpu_prefetch=0`.
-
     Args:
         trainer: The trainer.
-        loader: What Ultralytics built.
+        loader: What Ultralytics, or the user's trainer, built.
         mode: "train" or "val".
     """
 
@@ -94,7 +118,8 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
     """Move a batch to the device; what is there already, Ultralytics leaves where it is.
 
-    With `xpu_prefetch` this happens that many batches ahead, in a stream that the step waits for.
+    Asked once for each training batch. With `xpu_prefetch` this happens that many batches ahead, in a stream that the
+    step waits for.
 
     Args:
         trainer: The trainer.
@@ -109,17 +134,6 @@ def xpu_arrange_batch(trainer: Any, batch: dict[str, Any]) -> None:
     Args:
         trainer: The trainer.
         batch: A batch on the device, by key; `img` has bytes, shaped (images, channels, height, width).
-    """
-
-
-@hookspec(firstresult=True)
-def xpu_loss_means(trainer: Any, means: dict[str, Any], last: bool) -> dict[str, Any] | None:
-    """Replace the epoch's mean losses, which the progress line formats after every batch.
-
-    Args:
-        trainer: The trainer.
-        means: The means so far, tensors on the device by name.
-        last: Whether the epoch ends with this batch.
     """
 
 

@@ -1,59 +1,81 @@
-"""A row says what is changed in somebody else's module and why; rows act for the length of a `with` block."""
+"""Patches of somebody else's module: declared by a decorator, applied for the length of a `with` block, taken back.
+
+::
+
+    @patch("ultralytics.utils.tal:make_anchors", why="rebuilds and copies the same anchors in every step")
+    def make_anchors(run, original, feats, strides, grid_cell_offset=0.5): ...
+
+The name then stands for the `Patch`. The function is called in the place of the original, with the original first; with
+the run (None where the patch holds for the process) in front of it, if the function's first parameter is named `run`.
+"""
 
 from __future__ import annotations
 
+import builtins
+import functools
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
-from ..run import Run
+if TYPE_CHECKING:
+    from .run import Run
 
-__all__ = ["Row", "activated"]
+__all__ = ["Patch", "applied", "patch", "stand_in"]
 
 _LOGGER = logging.getLogger("ultralytics")
-_warned: set[str] = set()  # a seam that moved is worth one warning a process, not one a run
+_warned: set[str] = set()  # a target that moved is worth one warning a process, not one a run
 
 
 @dataclass(frozen=True)
-class Row:
+class Patch:
     """One change to a module that isn't ours.
 
     Attributes:
         target: What is replaced, "module:name" or "module:Class.name".
-        why: What would go wrong without it.
-        source: Where that can be read: an upstream issue, or a file.
-        needed: Tells, given the run (None for the whole process) and the original, whether this version needs it.
+        why: What goes wrong without it.
         replacement: Makes the replacement from the run (or None) and the original.
-        everywhere: Whether every Ultralytics module that imported the name gets the replacement (functions are
-            imported by name all over Ultralytics), or the target alone.
-        after: A module that `needed` looks at, and which must be imported to its end before.
-        optional: Whether some version that is known has no such target; then nobody is warned.
+        source: Where `why` can be read: an upstream issue, or a file. By default the target's file.
+        needed: Tells from the original whether this version of Ultralytics needs the patch. By default it does.
+        everywhere: Whether every Ultralytics module that imported the name gets the replacement, or the target alone.
+            By default so for functions of a module, which are imported by name all over Ultralytics.
+        optional: Whether a known version has no such target; then nobody is warned.
+        after: A module that `needed` looks at, which must be imported to its end before.
+        policy: Name of the policy whose file declares it; "" outside of `policies`.
     """
 
     target: str
     why: str
-    source: str
-    needed: Callable[[Any, Any], bool]
     replacement: Callable[[Any, Any], Any]
-    everywhere: bool = True
+    source: str = ""
+    needed: Callable[[Any], bool] | None = None
+    everywhere: bool | None = None
     optional: bool = False
     after: str = ""
+    policy: str = ""
 
     @property
     def module(self) -> str:
         """The module that the target is in."""
         return self.target.partition(":")[0]
 
-    def apply(self, run: Run | None) -> Callable[[], None] | None:
-        """Make the change, where this version needs it.
+    @property
+    def where(self) -> str:
+        """The source, or else the target's file."""
+        return self.source or self.module.replace(".", "/") + ".py"
+
+    def apply(self, run: Run | None, enabled: Callable[[], bool] | None = None) -> Callable[[], None] | None:
+        """Make the change, if this version needs it.
 
         Args:
             run: The run that it is made for, or None for the whole process.
+            enabled: Asked at every call whether the replacement is to be called, or the original.
 
         Returns:
             What takes it back, or None where it isn't needed.
@@ -62,71 +84,140 @@ class Row:
             LookupError: The target isn't there.
         """
         owner, name, original = self._find()
-        if not self.needed(run, original):
+        if self.needed is not None and not self.needed(original):
             return None
         replacement = self.replacement(run, original)
-        inherited = isinstance(owner, type) and name not in vars(owner)
-        held = vars(owner).get(name)  # for a static method not what one gets from it
+        if enabled is not None:
+            replacement = _switched(replacement, original, enabled)
+        held = vars(owner).get(name, _ABSENT)  # of a static method not what one gets from it; absent if inherited
         if isinstance(held, staticmethod):
             replacement = staticmethod(replacement)
-        for holder in _holders(name, original) if self.everywhere else [owner]:
+        everywhere = self.everywhere
+        if everywhere is None:
+            everywhere = isinstance(original, FunctionType) and not isinstance(owner, type)
+        for holder in _holders(name, original) if everywhere else [owner]:
             setattr(holder, name, replacement)
 
         def restore() -> None:
             # Modules imported in the meantime hold the replacement too. Where somebody else's change came after ours,
             # theirs stays.
-            for holder in _holders(name, replacement) if self.everywhere else [owner]:
-                if inherited:
+            for holder in _holders(name, replacement) if everywhere else [owner]:
+                if vars(holder).get(name) is not replacement:
+                    continue
+                if held is _ABSENT:
                     delattr(holder, name)
-                elif vars(holder).get(name) is replacement:
+                else:
                     setattr(holder, name, held)
 
         return restore
 
     def _find(self) -> tuple[Any, str, Any]:
-        """Return the target's owner, its name there, and the object itself."""
+        """Return the target's owner, its name there, and the object itself; built-ins are found in every module."""
         *parents, name = self.target.partition(":")[2].split(".")
         try:
             module = importlib.import_module(self.module)
             owner = attrgetter(".".join(parents))(module) if parents else module
+            if not parents and not hasattr(owner, name) and hasattr(builtins, name):
+                return owner, name, getattr(builtins, name)
             return owner, name, getattr(owner, name)
         except (ImportError, AttributeError) as error:
             raise LookupError(self.target) from error
 
     def warn_that_it_moved(self) -> None:
-        """Say, once a process, that this version has no such target, and why that may matter."""
+        """Say, once a process, that this version has no such target, and what follows."""
         if self.target not in _warned:
             _warned.add(self.target)
+            from ultralytics import __version__
+
             _LOGGER.warning(
-                f"XPU: {self.target} isn't where it was in the versions of Ultralytics that are known here, and is "
-                f"left alone. It mattered because {self.why}."
+                f"XPU: {self.target} was not found in Ultralytics {__version__}, so it is not patched. Consequence: "
+                f"{self.why}."
             )
 
 
-@contextmanager
-def activated(rows: Iterable[Row], run: Run | None) -> Iterator[list[Row]]:
-    """Let rows act, and put back what was there before, whatever happens.
+_ABSENT = object()
+
+
+def patch(target: str, *, why: str, **more: Any) -> Callable[[Callable[..., Any]], Patch]:
+    """Declare that the decorated function is called in the place of a function or method.
 
     Args:
-        rows: The rows; those that this version doesn't need for this run are passed over.
-        run: The run that they act for.
+        target: What is replaced, "module:name" or "module:Class.name".
+        why: What goes wrong without it.
+        **more: Further fields of `Patch`.
+    """
+
+    def declare(function: Callable[..., Any]) -> Patch:
+        takes_run = next(iter(inspect.signature(function).parameters)) == "run"
+
+        def replacement(run: Any, original: Any) -> Any:
+            first = (run, original) if takes_run else (original,)
+
+            @functools.wraps(original)
+            def replaced(*args: Any, **kwargs: Any) -> Any:
+                return function(*first, *args, **kwargs)
+
+            return replaced
+
+        return Patch(target, why, replacement, policy=_policy_of(function), **more)
+
+    return declare
+
+
+def stand_in(target: str, *, why: str, **more: Any) -> Callable[[Callable[[Any, Any], Any]], Patch]:
+    """Declare that the decorated function makes what replaces an object, from the run (or None) and the original.
+
+    Args:
+        target: What is replaced, "module:name" or "module:Class.name".
+        why: What goes wrong without it.
+        **more: Further fields of `Patch`.
+    """
+
+    def declare(function: Callable[[Any, Any], Any]) -> Patch:
+        return Patch(target, why, function, policy=_policy_of(function), **more)
+
+    return declare
+
+
+@contextmanager
+def applied(patches: Iterable[Patch], run: Run | None) -> Iterator[list[Patch]]:
+    """Apply patches, and put back what was there before, whatever happens.
+
+    Args:
+        patches: The patches; those that this version doesn't need are skipped.
+        run: The run that they are for.
 
     Yields:
-        The rows that act.
+        The active ones.
     """
-    acting = []
+    active = []
     with ExitStack() as stack:
-        for row in rows:
+        for one in patches:
             try:
-                restore = row.apply(run)
+                restore = one.apply(run)
             except LookupError:
-                if not row.optional:
-                    row.warn_that_it_moved()
+                if not one.optional:
+                    one.warn_that_it_moved()
                 continue
             if restore is not None:
                 stack.callback(restore)
-                acting.append(row)
-        yield acting
+                active.append(one)
+        yield active
+
+
+def _switched(replacement: Any, original: Any, enabled: Callable[[], bool]) -> Any:
+    """Return a function that calls the replacement while it is enabled, and the original otherwise."""
+
+    @functools.wraps(original)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return (replacement if enabled() else original)(*args, **kwargs)
+
+    return choose
+
+
+def _policy_of(function: Any) -> str:
+    package, _, name = function.__module__.rpartition(".")
+    return name if package.endswith(".policies") else ""
 
 
 def _holders(name: str, value: Any) -> list[Any]:

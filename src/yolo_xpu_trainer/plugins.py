@@ -1,19 +1,31 @@
-"""The plugin manager: what the entry-point group `yolo_xpu_trainer` names, our own policies and trainers among it."""
+"""The plugin manager: finds the built-in policies in `policies/` and other packages' plugins by their entry points."""
 
 from __future__ import annotations
 
+import difflib
 import functools
+import importlib
 import logging
 import os
-from importlib.metadata import EntryPoint, entry_points
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any
 
 import pluggy
 
 from . import hookspecs
+from .options import Option
 
-__all__ = ["PLUGINS_VARIABLE", "manager"]
+__all__ = ["PLUGINS", "Hooks", "built_in", "declared_options", "hooks", "is_blocked", "manager"]
 
-PLUGINS_VARIABLE = "YOLO_XPU_PLUGINS"
+PLUGINS = Option(
+    "plugins",
+    "*",
+    "which plugins are asked: `-nms` blocks one, built-in or not; `a,b` allows, of other packages' plugins, only these; "
+    '`""` allows none of them',
+    modes="all",
+)
 _LOGGER = logging.getLogger("ultralytics")  # what happens in a run goes where Ultralytics reports it
 
 
@@ -23,31 +35,114 @@ def manager() -> pluggy.PluginManager:
 
     The built-in policies are registered first, so that others, registered later, are asked before them. A plugin that
     can't be loaded is named in a warning and left out: a stranger's plugin never costs a run. `YOLO_XPU_PLUGINS` in the
-    environment limits the others to those that it names, with commas between them; "" leaves out all.
+    environment says which of the others are loaded at all.
     """
     pm = pluggy.PluginManager(hookspecs.PROJECT)
     pm.add_hookspecs(hookspecs)
-    allowed = os.environ.get(PLUGINS_VARIABLE)
-    names = None if allowed is None else {name.strip() for name in allowed.split(",") if name.strip()}
-    for entry in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: (not _is_builtin(e), e.name)):
-        if _is_builtin(entry) or names is None or entry.name in names:
-            _register(pm, entry)
-    missing = (names or set()) - {name for name, _ in pm.list_name_plugin()}
-    if missing:
-        _LOGGER.warning(f"XPU: {PLUGINS_VARIABLE} names {', '.join(sorted(missing))}, which was not loaded.")
+    for name in built_in():
+        pm.register(importlib.import_module(f"{__package__}.policies.{name}"), name=name)
+    # Not by `PLUGINS.current()`: one run's option must not decide what the others find.
+    allowed, refused = _read(os.environ.get(PLUGINS.variable, PLUGINS.default))
+    for entry in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: e.name):
+        if (allowed is None or entry.name in allowed) and entry.name not in refused:
+            _register(pm, entry.name, entry.value, entry.load)
     return pm
 
 
-def _register(pm: pluggy.PluginManager, entry: EntryPoint) -> None:
+def _register(pm: pluggy.PluginManager, name: str, value: str, load: Callable[[], Any]) -> None:
     try:
-        plugin = entry.load()
-        pm.register(plugin, name=entry.name)
+        known = {option.name for option in _declared(pm)}
+        plugin = load()
+        pm.register(plugin, name=name)
         pm.check_pending()  # a function that is marked as a hook of ours, and isn't one
+        declare = getattr(plugin, "xpu_options", list)
+        if taken := known & {option.name for option in declare()}:
+            raise ValueError(f"the options {sorted(taken)} are another plugin's already")
     except (Exception, SystemExit) as error:
-        if pm.has_plugin(entry.name):
-            pm.unregister(name=entry.name)
-        _LOGGER.warning(f"XPU plugin {entry.name!r} ({entry.value}) is left out, for it can't be loaded: {error!r}")
+        if pm.has_plugin(name):
+            pm.unregister(name=name)
+        _LOGGER.warning(f"XPU: plugin {name!r} ({value}) is disabled: loading it failed: {error!r}")
 
 
-def _is_builtin(entry: EntryPoint) -> bool:
-    return entry.value.startswith(f"{__package__}.")
+@functools.cache
+def built_in() -> tuple[str, ...]:
+    """Return the names of the built-in policies: the modules of `policies/`."""
+    from . import policies
+
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(policies.__path__)))
+
+
+def declared_options() -> list[Option[Any]]:
+    """Return every `xpu_*` option: those of the policies, of other plugins, and `xpu_plugins`."""
+    return [*_declared(manager()), PLUGINS]
+
+
+def _declared(pm: pluggy.PluginManager) -> list[Option[Any]]:
+    return [option for options in reversed(pm.hook.xpu_options()) for option in options]
+
+
+class Hooks:
+    """The hooks as a run asks them: without the plugins that it blocks.
+
+    Args:
+        pm: The plugin manager.
+        blocked: Names of plugins that aren't asked.
+    """
+
+    def __init__(self, pm: pluggy.PluginManager, blocked: frozenset[str]) -> None:
+        self._pm = pm
+        self._blocked = [pm.get_plugin(name) for name in blocked if pm.has_plugin(name)]
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("xpu_"):
+            raise AttributeError(name)
+        caller = self._pm.subset_hook_caller(name, self._blocked)
+        setattr(self, name, caller)
+        return caller
+
+
+def hooks(spec: str | None = None) -> Hooks:
+    """Return the hooks without the blocked plugins.
+
+    Args:
+        spec: The value of `xpu_plugins`; by default that of the call in progress.
+    """
+    return _hooks(PLUGINS.current() if spec is None else spec)
+
+
+def is_blocked(name: str) -> bool:
+    """Whether `xpu_plugins` of the call in progress, or of the environment, blocks a plugin."""
+    return name in _blocked(PLUGINS.current())
+
+
+@functools.cache
+def _hooks(spec: str) -> Hooks:
+    return Hooks(manager(), _blocked(spec))
+
+
+@functools.cache
+def _blocked(spec: str) -> frozenset[str]:
+    """Return the names of the plugins that a value of `xpu_plugins` blocks, and warn of names that don't exist."""
+    allowed, refused = _read(spec)
+    loaded = {name for name, _ in manager().list_name_plugin()}
+    for name in sorted({*(allowed or ()), *refused} - loaded):
+        near = difflib.get_close_matches(name, loaded, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        _LOGGER.warning(
+            f"XPU: {PLUGINS.key}={spec!r} names {name!r}, which is not loaded.{hint} `yolo-xpu plugins` lists them."
+        )
+    others = loaded - set(built_in())
+    return frozenset(refused | (others - allowed if allowed is not None else set()))
+
+
+def _read(spec: str) -> tuple[set[str] | None, set[str]]:
+    """Return the names that are allowed, None for all, and those that are refused."""
+    names = list(_words(spec))
+    refused = {name[1:].strip() for name in names if name.startswith("-")}
+    allowed = {name for name in names if not name.startswith("-")}
+    everything = "*" in allowed or (bool(refused) and not allowed)
+    return None if everything else allowed, refused
+
+
+def _words(spec: str) -> Iterator[str]:
+    return (word.strip() for word in spec.split(",") if word.strip())

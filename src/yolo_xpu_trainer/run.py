@@ -1,22 +1,24 @@
-"""What was decided about one run on an XPU: its devices, its precision, its options."""
+"""What was decided about one run on an XPU: its devices, its precision, its options; and what policies note of it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
 from .devices import DeviceInfo, info
 from .options import Options
 
-__all__ = ["AMP_VARIABLE", "AUTO", "CHECKPOINT_KEY", "Precision", "Run"]
+__all__ = ["Precision", "Run", "Stash", "StashKey"]
 
 AMP_VARIABLE = "YOLO_XPU_AMP"
 AUTO = "auto"  # its value where the precision is left to the device
 CHECKPOINT_KEY = "xpu_trainer"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,28 @@ class Precision:
         return self.name == "fp16"
 
 
-@dataclass(frozen=True)
-class Targets:
-    """What the host knows of the batch that was last moved to the device.
+class StashKey(Generic[T]):
+    """A key of a run's stash, whose value has type `T`: `READINGS = StashKey[Readings]()` in the policy's own file."""
 
-    Attributes:
-        total: How many targets it has.
-        most: How many the image with the most has.
-    """
 
-    total: int
-    most: int
+class Stash:
+    """What policies note of a run, each under a key of its own."""
 
-    @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> Targets | None:
-        """Count a batch's targets; None where it has none, or they aren't on the host."""
-        index = batch.get("batch_idx")
-        if not isinstance(index, torch.Tensor) or index.device.type != "cpu" or not index.numel():
-            return None
-        counts = index.view(-1).long().bincount()
-        return cls(index.numel(), int(counts.max()))
+    def __init__(self) -> None:
+        self._values: dict[StashKey[Any], Any] = {}
+
+    def __setitem__(self, key: StashKey[T], value: T) -> None:
+        self._values[key] = value
+
+    def __getitem__(self, key: StashKey[T]) -> T:
+        return self._values[key]  # type: ignore[no-any-return]
+
+    def __contains__(self, key: StashKey[Any]) -> bool:
+        return key in self._values
+
+    def get(self, key: StashKey[T], default: T) -> T:
+        """Return the value of a key, or the default where there is none."""
+        return self._values.get(key, default)  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -75,20 +79,16 @@ class Run:
         indices: Every XPU of the run; more than one means DDP, one process each.
         precision: How it computes.
         options: The `xpu_*` options.
-        channels_last: Whether convolutions work in channels_last (NHWC).
-        targets: What the host knows of the batch at hand.
-        readings: What the progress line last read of the losses.
         resumed: What the checkpoint that it resumes remembers; empty for a new run.
+        stash: What policies note of it.
     """
 
     device: DeviceInfo
     indices: tuple[int, ...]
     precision: Precision
-    options: Options
-    channels_last: bool = False
-    targets: Targets | None = None
-    readings: Any = None
+    options: Options = field(default_factory=Options)
     resumed: Mapping[str, Any] = field(default_factory=dict)
+    stash: Stash = field(default_factory=Stash)
 
     @property
     def device_string(self) -> str:
@@ -119,7 +119,7 @@ class Run:
         A precision that wasn't asked for is left to the child, which sees the same devices, and may check it.
         """
         named = self.precision.name if self.precision.requested else AUTO
-        return {AMP_VARIABLE: named, **self.options.environment()}
+        return {AMP_VARIABLE: named, **Options.environment_of(self.options.as_dict())}
 
     def settings(self) -> dict[str, Any]:
         """Return what a checkpoint remembers of this run: built-in types only, readable anywhere."""
@@ -132,9 +132,7 @@ class Run:
     def __str__(self) -> str:
         memory = f"{self.device.total_memory / 2**30:.1f} GiB" + (" shared with the host" * self.device.integrated)
         others = f" and {len(self.indices) - 1} more" if len(self.indices) > 1 else ""
-        return f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}, " + (
-            "channels_last memory format" if self.channels_last else "NCHW memory format as that was asked for"
-        )
+        return f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}"
 
 
 def saved_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,5 @@
-"""The built-in policies: one a file, each a pluggy plugin that the entry-point group `yolo_xpu_trainer` names."""
+"""What is done to a run: one complete feature a file, with its option, its hooks, its patches and its helpers.
+
+Each module is a pluggy plugin, found by itself and named as its file. One that also declares `PATCHES` which hold for
+the whole process stands in the tuple of `activation.py`.
+"""

@@ -1,17 +1,20 @@
-"""Mixed precision on an XPU: whether a model bears it, and a loss scaler that needs no float64."""
+"""The check of mixed precision looks at the model at hand, rather than at another one that is downloaded."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from .run import Run
+from ..hookspecs import hookimpl
+from ..patches import Patch, patch
+from ..run import Run
 
-__all__ = ["GradScaler", "check"]
+__all__ = ["check"]
 
 _LOGGER = logging.getLogger("ultralytics")
 
@@ -21,33 +24,29 @@ _LOGGER = logging.getLogger("ultralytics")
 _BROKEN = {"bf16": 0.9, "fp16": 0.5}
 
 
-class _Scale(torch.Tensor):
-    """A scale that answers `.double()` in float32: powers of two, as scales are, have exact reciprocals there."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def double(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
+@patch("ultralytics.utils.checks:check_amp", why="it downloads another model's weights to check with")
+def check_amp(run: Run, original: Callable[..., Any], model: torch.nn.Module) -> bool:
+    """Check the model at hand."""
+    return check(run, model)
 
 
-class GradScaler(torch.amp.GradScaler):
-    """A gradient scaler for devices without float64.
+@hookimpl
+def xpu_patches(trainer: Any) -> list[Patch]:
+    return [check_amp]
 
-    PyTorch's own takes the reciprocal of its scale in float64, which an Arc A card refuses: "Required aspect fp64 is
-    not supported on the device" (torch-xpu-ops#1742, pytorch#147731). Its state is that of `torch.amp.GradScaler`.
-    """
 
-    def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
-        super()._lazy_init_scale_growth_tracker(dev)
-        self._scale: torch.Tensor | None
-        if self._scale is not None:
-            self._scale = self._scale.as_subclass(_Scale)  # type: ignore[no-untyped-call]
+@hookimpl(tryfirst=True)  # what depends on the precision comes after
+def xpu_after_setup(trainer: Any) -> None:
+    """Follow rank 0 of a DDP run, which found against mixed precision and told the others."""
+    run: Run = trainer.xpu
+    if run.precision.dtype and not trainer.amp:
+        run.fall_back_to_fp32("this run's check of mixed precision failed")
 
 
 def check(run: Run, model: torch.nn.Module) -> bool:
     """Check that a model gives in the run's precision what it gives in float32, and set the run to float32 if not.
 
-    This has the intent of `ultralytics.utils.checks.check_amp`, which downloads another model to look at. A precision
+    The intent is that of `ultralytics.utils.checks.check_amp`, which downloads another model to look at. A precision
     that the user named is not overruled, as upstream doesn't for "bf16".
 
     Args:
@@ -64,14 +63,14 @@ def check(run: Run, model: torch.nn.Module) -> bool:
     except Exception as error:
         if "DEVICE_LOST" in str(error):
             raise
-        _LOGGER.warning(f"XPU: this model can't be called on a plain image, so AMP goes unchecked ({error!r}).")
+        _LOGGER.warning(f"XPU: AMP is not checked, because this model can't be called on a plain image: {error!r}")
         return True
     if distance <= _BROKEN[run.precision.name]:
         return True
     _LOGGER.warning(
-        f"XPU: this model gives in {run.precision.name} what lies {distance:.2g} from fp32 (relative RMS; up to "
-        f"{_BROKEN[run.precision.name]} is accepted), so it is trained in fp32, which is slower. "
-        f"amp='{run.precision.name}' insists."
+        f"XPU: {run.precision.name} outputs differ from fp32 by {distance:.2g} (relative RMS, limit "
+        f"{_BROKEN[run.precision.name]}); training in fp32 instead, which is slower. Set "
+        f"amp='{run.precision.name}' to override."
     )
     run.fall_back_to_fp32(f"{run.precision.name} changed this model's outputs")
     return False
@@ -110,12 +109,4 @@ def _distance(run: Run, model: torch.nn.Module) -> float:
 
 def _floats(output: object) -> Iterator[torch.Tensor]:
     """Yield the floating-point tensors of a nested output, in order."""
-    if isinstance(output, torch.Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _floats(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _floats(value)
+    return (leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())

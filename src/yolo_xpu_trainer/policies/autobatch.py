@@ -1,12 +1,13 @@
-"""A row that lets Ultralytics' AutoBatch see an XPU's memory, and holds its answer to what the XPU can do."""
+"""AutoBatch sees an XPU's memory, and its answer is capped by what the XPU can do."""
 
 from __future__ import annotations
 
-import functools
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..devices import RELAXED_LIMITS
+from ..hookspecs import hookimpl
+from ..patches import Patch, applied, patch, stand_in
 from ..run import Run
-from .memory import Probe, measuring_rows
-from .rows import Row, activated
+from ..versions import needs_accelerators
 
-__all__ = ["ROWS"]
+__all__ = ["Probe"]
+
+Probe = tuple[int, Any]
+"""A batch that AutoBatch tried, and the GiB that it took, None where it failed."""
 
 _LOGGER = logging.getLogger("ultralytics")
 _SEGMENT_ROUNDING = 2 << 20  # PyTorch's allocator asks the driver for multiples of it
@@ -28,41 +33,50 @@ _STATE = 8
 _PAIR = 16
 
 
-def _autobatch(run: Run, original: Callable[..., int]) -> Callable[..., int]:
-    @functools.wraps(original)
-    def autobatch(model: Any, imgsz: int = 640, fraction: float = 0.6, *args: Any, **more: Any) -> int:
-        """Let Ultralytics choose a batch by the XPU's memory, then see that the XPU can do it, and say so."""
-        from ultralytics.utils import colorstr
+@patch(
+    "ultralytics.utils.autobatch:autobatch",
+    why="it would count on memory that isn't there, and on single allocations that the device refuses",
+    source="ultralytics/utils/autobatch.py; unified-runtime#1245",
+)
+def autobatch(
+    run: Run,
+    original: Callable[..., int],
+    model: Any,
+    imgsz: int = 640,
+    fraction: float = 0.6,
+    *args: Any,
+    **more: Any,
+) -> int:
+    """Let Ultralytics choose a batch by the XPU's memory, then see that the XPU can do it, and say so."""
+    from ultralytics.utils import colorstr
 
-        if next(model.parameters()).device.type != "xpu":
-            return original(model, imgsz, fraction, *args, **more)
-        device = run.device
-        if not device.can_count_memory():
-            return _default(run, more.get("dataset_size", 0))
-        available = device.available_memory()
-        optimizer = sum(p.numel() for p in model.parameters()) * _STATE
-        usable = max(available.size + device.reserved_memory() - optimizer, 0) / 2**30
-        probes: list[Probe] = []
-        with activated(measuring_rows(probes, optimizer), run), _readable_cuda_mask():
-            chosen = original(model, imgsz, fraction, *args, **more)
-        batch = _held(chosen, probes, fraction * usable)
-        reason = f"; {chosen} would need more" if batch < chosen else ""
-        if device.allocation_limit is not None and any(gib for _, gib in probes):
-            an_image = _largest(model, imgsz, more.get("max_num_obj", 0))
-            allowed = (device.allocation_limit - _SEGMENT_ROUNDING) // an_image
-            if allowed < batch:
-                reason = (
-                    f"; {batch} would need a single allocation of {device.allocation_limit / 2**30:g} GiB or more, "
-                    f"which the device refuses unless {RELAXED_LIMITS}=1 is set"
-                )
-                batch = max(allowed, 1)
-        _LOGGER.info(
-            f"{colorstr('XPU:')} AutoBatch chose batch {batch}, for {fraction:.0%} of {usable:.1f} GiB on {device} "
-            f"({available.basis}){reason}."
-        )
-        return batch
-
-    return autobatch
+    if next(model.parameters()).device.type != "xpu":
+        return original(model, imgsz, fraction, *args, **more)
+    device = run.device
+    if not device.can_count_memory():
+        return _default(run, more.get("dataset_size", 0))
+    available = device.available_memory()
+    optimizer = sum(p.numel() for p in model.parameters()) * _STATE
+    usable = max(available.size + device.reserved_memory() - optimizer, 0) / 2**30
+    probes: list[Probe] = []
+    with applied(_measuring(probes, optimizer), run), _readable_cuda_mask():
+        chosen = original(model, imgsz, fraction, *args, **more)
+    batch = _capped(chosen, probes, fraction * usable)
+    reason = f"; {chosen} would need more" if batch < chosen else ""
+    if device.allocation_limit is not None and any(gib for _, gib in probes):
+        an_image = _largest(model, imgsz, more.get("max_num_obj", 0))
+        allowed = (device.allocation_limit - _SEGMENT_ROUNDING) // an_image
+        if allowed < batch:
+            reason = (
+                f"; {batch} would need a single allocation of {device.allocation_limit / 2**30:g} GiB or more, "
+                f"which the device refuses unless {RELAXED_LIMITS}=1 is set"
+            )
+            batch = max(allowed, 1)
+    _LOGGER.info(
+        f"{colorstr('XPU:')} AutoBatch chose batch {batch}, for {fraction:.0%} of {usable:.1f} GiB on {device} "
+        f"({available.basis}){reason}."
+    )
+    return batch
 
 
 @contextmanager
@@ -94,7 +108,7 @@ def _default(run: Run, dataset_size: int) -> int:
     return batch
 
 
-def _held(chosen: int, probes: Sequence[Probe], budget: float) -> int:
+def _capped(chosen: int, probes: Sequence[Probe], budget: float) -> int:
     """Return what Ultralytics chose, or the largest probe within the budget where a smaller one was beyond it already.
 
     Before 8.4.190 Ultralytics falls back to a batch of 16 where not even one image is within it.
@@ -135,13 +149,95 @@ def _largest(model: Any, imgsz: int, max_num_obj: int) -> int:
     return max(largest.size, int(max_num_obj * anchors * _PAIR))
 
 
-ROWS = [
-    Row(
-        target="ultralytics.utils.autobatch:autobatch",
-        why="it would count on memory that isn't there, and on single allocations that the device refuses",
-        source="ultralytics/utils/autobatch.py; unified-runtime#1245",
-        needed=lambda run, original: True,
-        replacement=_autobatch,
+@hookimpl
+def xpu_patches(trainer: Any) -> list[Patch]:
+    """Show AutoBatch the memory that this process can have."""
+    return [autobatch]
+
+
+# While AutoBatch measures
+
+
+def _measuring(probes: list[Probe], reserved: int) -> list[Patch]:
+    """Return the patches that show AutoBatch an XPU's memory, and note what it finds.
+
+    Args:
+        probes: Where to note it.
+        reserved: Bytes of the device's memory that training takes beside what is measured.
+    """
+
+    def profiling(name: str) -> Patch:
+        @patch(
+            f"ultralytics.utils.autobatch:{name}",
+            why="what it finds doesn't always decide",
+            everywhere=False,
+            optional=True,
+        )
+        def profile(original: Callable[..., Any], inputs: Any, *args: Any, **more: Any) -> Any:
+            results = original(inputs, *args, **more)
+            probes.extend((x.shape[0], result and result[2]) for x, result in zip(inputs, results, strict=True))
+            return results
+
+        return profile
+
+    @stand_in(
+        "ultralytics.utils.torch_utils:torch",
+        why="before 8.4.111 its profiler asks CUDA how much memory is in use, and finds none",
+        source="ultralytics/utils/torch_utils.py, profile_ops",
+        needed=needs_accelerators,
         everywhere=False,
     )
-]
+    def torch_of_profiler(run: Run, original: Any) -> Any:
+        return SimpleNamespace(**{**vars(original), "cuda": torch.xpu})
+
+    @stand_in(
+        "ultralytics.utils.autobatch:torch",
+        why="before 8.4.111 it asks CUDA for the memory of an XPU, and whether cuDNN is free to choose",
+        needed=needs_accelerators,
+        everywhere=False,
+    )
+    def torch_of_autobatch(run: Run, original: Any) -> Any:
+        backends = SimpleNamespace(cudnn=SimpleNamespace(benchmark=False))
+        return SimpleNamespace(**{**vars(original), "cuda": _figures(run, reserved), "backends": backends})
+
+    @stand_in(
+        "ultralytics.utils.autobatch:get_torch_device_backend",
+        why="it asks for free memory, which not every driver tells, outside of its `try`; before 8.4.190 it counts on "
+        "all of the device's memory, whoever uses it; and it leaves nothing to an integrated GPU's host, nor to the "
+        "optimizer",
+        source="pytorch#159728, vLLM#40295, ultralytics/utils/autobatch.py",
+        everywhere=False,
+        optional=True,
+    )
+    def backend(run: Run, original: Any) -> Any:
+        return lambda device: _figures(run, reserved)
+
+    # `profile` is what `profile_ops` was called before 8.3.130
+    return [torch_of_profiler, torch_of_autobatch, backend, profiling("profile_ops"), profiling("profile")]
+
+
+def _figures(run: Run, reserved: int) -> SimpleNamespace:
+    """Return a stand-in for `torch.xpu` that tells the memory which this process can have.
+
+    Where Ultralytics doesn't ask for free memory, it takes all of a device's for it: then that is the total.
+    """
+    device = run.device
+
+    def mem_get_info(_: Any = None) -> tuple[int, int]:
+        return max(device.available_memory().size - reserved, 0), device.total_memory
+
+    def get_device_properties(_: Any = None) -> SimpleNamespace:
+        usable = device.available_memory().size + device.reserved_memory() - reserved
+        return SimpleNamespace(
+            name=device.name, total_memory=device.total_memory if _asks_for_free_memory() else usable
+        )
+
+    ours = {"mem_get_info": mem_get_info, "get_device_properties": get_device_properties}
+    return SimpleNamespace(**{**vars(torch.xpu), **ours})
+
+
+def _asks_for_free_memory() -> bool:
+    """Whether this Ultralytics asks how much memory is free, as it does since 8.4.190."""
+    from ultralytics.utils import autobatch
+
+    return "mem_get_info" in inspect.unwrap(autobatch.autobatch).__code__.co_names

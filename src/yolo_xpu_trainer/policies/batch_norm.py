@@ -7,10 +7,18 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..options import Option
 from ..run import Run
 from ..transfer import to_host
 
 __all__: list[str] = []
+
+HOST_COUNTERS = Option("host_counters", True, "batch normalisation counts its batches on the host")
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [HOST_COUNTERS]
 
 
 @hookimpl
@@ -21,7 +29,7 @@ def xpu_prepare_model(trainer: Any) -> None:
     model want all of a module's buffers on one device.
     """
     run: Run = trainer.xpu
-    if not run.options.host_counters or len(run.indices) > 1 or getattr(trainer.args, "compile", False):
+    if not run.options[HOST_COUNTERS] or len(run.indices) > 1 or getattr(trainer.args, "compile", False):
         return
     counting = {
         module: module.num_batches_tracked

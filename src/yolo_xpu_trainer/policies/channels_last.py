@@ -8,38 +8,79 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..hookspecs import hookimpl
-from ..run import Run
+from ..options import Option, Options
+from ..patches import patch
+from ..run import Run, StashKey
 
-__all__: list[str] = []
+__all__ = ["PATCHES"]
 
 _LOGGER = logging.getLogger("ultralytics")
+
+CHANNELS_LAST = Option(
+    "channels_last",
+    True,
+    "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well",
+    modes="all",
+)
+ACTIVE = StashKey[bool]()
+"""Whether the run's convolutions work in channels_last."""
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [CHANNELS_LAST]
+
+
+@hookimpl
+def xpu_configure(trainer: Any) -> None:
+    """Decide, by the option and by Ultralytics' own argument, of which True makes it warn that only CUDA can."""
+    run: Run = trainer.xpu
+    argument = getattr(trainer.args, "channels_last", None)
+    run.stash[ACTIVE] = run.options[CHANNELS_LAST] and argument is not False
+    if argument:
+        trainer.args.channels_last = None
+
+
+@hookimpl
+def xpu_report(trainer: Any) -> str:
+    """Say which memory format the run has."""
+    return "channels_last memory format" if trainer.xpu.stash[ACTIVE] else "NCHW memory format as requested"
+
+
+@hookimpl
+@contextmanager
+def xpu_around_run(trainer: Any) -> Iterator[None]:
+    """Let what the run validates and predicts have its memory format."""
+    with Options.scope({CHANNELS_LAST.name: trainer.xpu.stash[ACTIVE]}):
+        yield
 
 
 @hookimpl
 def xpu_prepare_model(trainer: Any) -> None:
     """Lay out the model's weights in channels_last; the average that is made of it later has its layout."""
-    run: Run = trainer.xpu
-    if run.channels_last:
+    if trainer.xpu.stash[ACTIVE]:
         trainer.model.to(memory_format=torch.channels_last)
 
 
 @hookimpl
-def xpu_before_resume(trainer: Any) -> None:
-    """Go back to NCHW where the optimizer can't bear it, else let the optimizer's state follow the weights' layout."""
+def xpu_after_setup(trainer: Any) -> None:
+    """Go back to NCHW where the optimizer can't work in it, else let its state follow the weights' layout."""
     run: Run = trainer.xpu
-    if not run.channels_last:
+    if not run.stash[ACTIVE]:
         return
-    if not _bears_channels_last(trainer.optimizer):
+    if not _supports_channels_last(trainer.optimizer):
         _LOGGER.warning(
-            f"XPU: this Ultralytics' {type(trainer.optimizer).__name__} can't work in channels_last, so the run goes "
-            "on in NCHW, which is slower. Later releases can."
+            f"XPU: training in NCHW, which is slower, because this Ultralytics' {type(trainer.optimizer).__name__} "
+            "can't work in channels_last. Later releases can."
         )
-        run.channels_last = False
+        run.stash[ACTIVE] = False
         for model in (trainer.model, trainer.ema and trainer.ema.ema):
             if model:
                 model.to(memory_format=torch.contiguous_format)
@@ -51,13 +92,33 @@ def xpu_before_resume(trainer: Any) -> None:
 @hookimpl
 def xpu_arrange_batch(trainer: Any, batch: dict[str, Any]) -> None:
     """Lay out the images in channels_last while they are bytes."""
-    run: Run = trainer.xpu
     images = batch.get("img")
-    if run.channels_last and isinstance(images, torch.Tensor) and images.dim() == 4:
+    if trainer.xpu.stash[ACTIVE] and isinstance(images, torch.Tensor) and images.dim() == 4:
         batch["img"] = images.contiguous(memory_format=torch.channels_last)
 
 
-def _bears_channels_last(optimizer: torch.optim.Optimizer) -> bool:
+@patch("ultralytics.nn.autobackend:AutoBackend.__init__", why="it keeps to NCHW on every GPU but CUDA's")
+def init(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a backend, whose model works in channels_last on an XPU."""
+    asked = kwargs.get("channels_last")
+    if asked and _is_xpu(kwargs.get("device")):
+        kwargs["channels_last"] = None  # True makes it warn that an XPU can't
+    original(self, *args, **kwargs)
+    model = getattr(getattr(self, "backend", self), "model", None)
+    if isinstance(model, torch.nn.Module) and asked is not False and CHANNELS_LAST.current():
+        weight = next(model.parameters(), None)
+        if weight is not None and _is_xpu(weight.device):
+            model.to(memory_format=torch.channels_last)
+
+
+PATCHES = [init]
+
+
+def _is_xpu(device: Any) -> bool:
+    return isinstance(device, torch.device) and device.type == "xpu"
+
+
+def _supports_channels_last(optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer does to channels_last weights what it does to others: MuSGD didn't before 8.4.140 or so."""
     update = getattr(importlib.import_module(type(optimizer).__module__), "muon_update", None)
     if update is None:

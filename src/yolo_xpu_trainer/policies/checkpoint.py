@@ -10,35 +10,32 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..patches import Patch, applied, stand_in
 from ..run import CHECKPOINT_KEY, Run
-from ..upstream import Row, activated
 
 __all__: list[str] = []
 
 
-def _saver(settings: dict[str, Any], original: Any) -> Any:
-    """Return a stand-in for the module `torch` whose `save` adds the settings to a checkpoint."""
-
-    def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Save, with what the run decided added to the checkpoint."""
-        if isinstance(obj, dict) and "train_args" in obj:
-            obj = {**obj, CHECKPOINT_KEY: settings}
-            if isinstance(averaged := obj.get("ema"), torch.nn.Module):  # a copy, and before 8.4.140 as the run had it
-                averaged.to(memory_format=torch.contiguous_format)
-        return original.save(obj, *args, **kwargs)
-
-    return SimpleNamespace(**{**vars(original), "save": save})
-
-
-def _remembering(settings: dict[str, Any]) -> Row:
-    return Row(
-        target="ultralytics.engine.trainer:torch",
+def _remembering(settings: dict[str, Any]) -> Patch:
+    @stand_in(
+        "ultralytics.engine.trainer:torch",
         why="what the run decided would be lost on resume",
         source="ultralytics/engine/trainer.py, save_model: the checkpoint's keys are fixed there",
-        needed=lambda run, original: True,
-        replacement=lambda run, original: _saver(settings, original),
         everywhere=False,
     )
+    def torch_that_remembers(run: Run, original: Any) -> Any:
+        """Return a stand-in for the module `torch` whose `save` adds the settings to a checkpoint."""
+
+        def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(obj, dict) and "train_args" in obj:
+                obj = {**obj, CHECKPOINT_KEY: settings}
+                if isinstance(averaged := obj.get("ema"), torch.nn.Module):  # before 8.4.140 as the run had it
+                    averaged.to(memory_format=torch.contiguous_format)
+            return original.save(obj, *args, **kwargs)
+
+        return SimpleNamespace(**{**vars(original), "save": save})
+
+    return torch_that_remembers
 
 
 @hookimpl
@@ -55,7 +52,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         settings["scaler"] = trainer.scaler.state_dict()
     device, trainer.args.device = trainer.args.device, None
     try:
-        with activated([_remembering(settings)], run):
+        with applied([_remembering(settings)], run):
             yield
     finally:
         trainer.args.device = device

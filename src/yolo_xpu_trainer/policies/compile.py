@@ -1,21 +1,30 @@
-"""Whether `torch.compile` works on a device, found out before anything depends on it; and if not, what mends it."""
+"""`compile=True` is tried on a tiny function before a run; where that fails, the run goes on without, and says why."""
 
 from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
+import logging
 import os
 import random
 import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from .devices import XPU_WHEELS
+from ..devices import XPU_WHEELS
+from ..errors import Problem
+from ..hookspecs import hookimpl
+from ..patches import patch
+from ..run import Run
 
-__all__ = ["Obstacle", "obstacle"]
+__all__ = ["PATCHES", "problem"]
+
+_LOGGER = logging.getLogger("ultralytics")
 
 SECONDS = 180
 """How long compiling a tiny function may take. The first one starts Triton and the driver's own compiler, too."""
@@ -42,24 +51,51 @@ _REMEDIES = [
 ]
 
 
-@dataclass(frozen=True)
-class Obstacle:
-    """Why `torch.compile` doesn't work on a device.
+@hookimpl
+@contextmanager
+def xpu_around_run(trainer: Any) -> Iterator[None]:
+    """Switch `compile` off where it can't work: loaders, loss and DDP go by the argument, too, not by the model alone.
 
-    Attributes:
-        seen: What was found.
-        remedy: What to do about it.
+    In a DDP run the process that starts the others decides for all of them, because they must agree.
     """
+    run: Run = trainer.xpu
+    if getattr(trainer.args, "compile", False) and not run.is_worker:  # unknown before 8.3.200 or so
+        for index in run.indices:
+            if found := problem(index):
+                _LOGGER.warning(
+                    f"XPU: compile={trainer.args.compile!r} is ignored, because torch.compile doesn't work on "
+                    f"xpu:{index}: {found}"
+                )
+                trainer.args.compile = False
+                break
+    yield
 
-    seen: str
-    remedy: str
 
-    def __str__(self) -> str:
-        return f"{self.seen}. {self.remedy}"
+@patch(
+    "ultralytics.utils.torch_utils:attempt_compile",
+    why="torch.compile would fail in the midst of a run on an XPU, at the first forward pass",
+    source="ultralytics/utils/torch_utils.py, attempt_compile: it asks for Triton on CUDA devices only",
+    optional=True,  # before 8.3.200 or so Ultralytics doesn't compile
+)
+def attempt_compile(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Compile a model, or say why it can't be on this XPU and return it as it is."""
+    given = inspect.signature(original).bind(*args, **kwargs)
+    given.apply_defaults()
+    device = torch.device(given.arguments["device"])
+    if device.type != "xpu" or not given.arguments["mode"]:
+        return original(*args, **kwargs)
+    index = torch.xpu.current_device() if device.index is None else device.index
+    if (found := problem(index)) is None:
+        return original(*args, **kwargs)
+    _LOGGER.warning(f"XPU: the model is not compiled, because torch.compile doesn't work here: {found}")
+    return given.arguments["model"]
+
+
+PATCHES = [attempt_compile]
 
 
 @functools.cache
-def obstacle(index: int) -> Obstacle | None:
+def problem(index: int) -> Problem | None:
     """Say why `torch.compile` doesn't work on an XPU, or return None where it does.
 
     A tiny function is compiled there, with its gradient: nothing less finds a Triton that doesn't fit the driver, or a
@@ -71,30 +107,30 @@ def obstacle(index: int) -> Obstacle | None:
     return _old_on_windows() or _without_triton() or trial(torch.device("xpu", index))
 
 
-def _old_on_windows() -> Obstacle | None:
+def _old_on_windows() -> Problem | None:
     """Look for a PyTorch that doesn't compile for XPUs on Windows, which it does since 2.7."""
     release = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if os.name != "nt" or release >= (2, 7):
         return None
     seen = f"PyTorch {torch.__version__} compiles nothing for an XPU on Windows; it does since 2.7"
-    return Obstacle(seen, f"Install a newer one: `{XPU_WHEELS} --upgrade`.")
+    return Problem(seen, f"Install a newer one: `{XPU_WHEELS} --upgrade`.")
 
 
-def _without_triton() -> Obstacle | None:
+def _without_triton() -> Problem | None:
     """Look for a Triton that is missing, broken, or made for other devices, as another package's `triton` is."""
     try:
         import triton
         from triton.backends import backends
     except Exception as error:  # an AssertionError where it finds no SYCL (intel-xpu-backend-for-triton#2027)
-        return Obstacle(f"Triton can't be imported ({_shortened(error)})", f"Install it with PyTorch: {_REINSTALL}.")
+        return Problem(f"Triton can't be imported ({_shortened(error)})", f"Install it with PyTorch: {_REINSTALL}.")
     if "intel" in backends:
         return None
     made_for = ", ".join(sorted(backends)) or "no device"
     seen = f"Triton {triton.__version__} is made for other devices ({made_for})"
-    return Obstacle(seen, f"Install the one that PyTorch's XPU build brings: {_REINSTALL}.")
+    return Problem(seen, f"Install the one that PyTorch's XPU build brings: {_REINSTALL}.")
 
 
-def trial(device: torch.device, seconds: float = SECONDS) -> Obstacle | None:
+def trial(device: torch.device, seconds: float = SECONDS) -> Problem | None:
     """Compile a tiny function and its gradient for a device, run both, and forget them.
 
     Args:
@@ -118,13 +154,13 @@ def trial(device: torch.device, seconds: float = SECONDS) -> Obstacle | None:
     thread.join(seconds)
     if thread.is_alive():
         seen = f"compiling a tiny function took longer than {seconds:g} seconds"
-        return Obstacle(seen, "Try again when the machine has less to do.")
+        return Problem(seen, "Try again when the machine is less busy.")
     torch._dynamo.reset()
     if not errors:
         return None
     text = f"{type(errors[0]).__name__}: {errors[0]}"
     remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text, re.IGNORECASE)), None)
-    return Obstacle(
+    return Problem(
         f"compiling a tiny function failed ({_shortened(errors[0])})",
         remedy or "TORCHDYNAMO_VERBOSE=1 in the environment shows the whole error.",
     )

@@ -9,17 +9,30 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..hookspecs import hookimpl
-from ..packing import moved_together
+from ..options import Option
 from ..run import Run
+from ..transfer import to_device
 
 __all__: list[str] = []
+
+PIN_MEMORY = Option("pin_memory", True, "batches are loaded into pinned host memory, which the GPU reads by itself")
+NON_BLOCKING = Option(
+    "non_blocking",
+    True,
+    "batches are copied to the GPU while the host goes on; some integrated GPUs were found slower with it (ComfyUI#9322)",
+)
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [PIN_MEMORY, NON_BLOCKING]
 
 
 @hookimpl
 def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
     """Pin what Ultralytics doesn't (before 8.4.111 it pins for CUDA only), or unpin where that was asked for."""
     run: Run = trainer.xpu
-    wanted = run.options.pin_memory
+    wanted = run.options[PIN_MEMORY]
     if bool(getattr(loader, "pin_memory", wanted)) == wanted:
         return None
     loader.pin_memory = wanted
@@ -37,13 +50,10 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
     """Copy a batch's tensors as the switch says; Ultralytics then finds them on the device and leaves them."""
     options, device = trainer.xpu.options, trainer.device
-    small = moved_together(batch, device, non_blocking=options.non_blocking) if options.pin_memory else {}
+    non_blocking = options[NON_BLOCKING]
+    small = to_device(batch, device, non_blocking=non_blocking) if options[PIN_MEMORY] else {}
     return {
-        k: small[k]
-        if k in small
-        else v.to(device, non_blocking=options.non_blocking)
-        if isinstance(v, torch.Tensor)
-        else v
+        k: small[k] if k in small else v.to(device, non_blocking=non_blocking) if isinstance(v, torch.Tensor) else v
         for k, v in batch.items()
     }
 

@@ -1,21 +1,29 @@
-"""A row for the anchors that a loss calls foreground: their positions are found once, not at every use.
+"""The anchors that a loss calls foreground: their positions are found once, not at every use.
 
-Indexing with a boolean mask finds its positions anew, forwards and backwards, and waits each time for their number; so
-does asking whether there are any. A YOLO11n-seg's loss does so 24 times a step on 4 images.
+Indexing with a boolean mask finds its positions anew, forwards and backwards, with a sync each time for their number;
+so does asking whether there are any. A YOLO11n-seg's loss does so 24 times a step on 4 images.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..run import Run
-from .rows import Row
+from ..hookspecs import hookimpl
+from ..options import Option
+from ..patches import Patch, patch
 
-__all__ = ["ROWS", "ForegroundMask"]
+__all__ = ["ForegroundMask"]
+
+FOREGROUND_ONCE = Option("foreground_once", True, "the anchors that a loss calls foreground are found once a step")
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [FOREGROUND_ONCE]
+
 
 
 class ForegroundMask(torch.Tensor):
@@ -150,26 +158,20 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _forward(run: Run, original: Any) -> Any:
-    @functools.wraps(original)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Assign targets to anchors, with a foreground that remembers its positions."""
-        result = original(self, *args, **kwargs)
-        return tuple(
-            ForegroundMask.of(part) if part.dtype is torch.bool and part.device.type == "xpu" else part
-            for part in result
-        )
-
-    return forward
-
-
-ROWS = [
-    Row(
-        target="ultralytics.utils.tal:TaskAlignedAssigner.forward",
-        why="losses index with the mask of foreground anchors many times over, and wait for its positions each time",
-        source="ultralytics/utils/loss.py",
-        needed=lambda run, original: run.options.fewer_waits,
-        replacement=_forward,
-        everywhere=False,
+@patch(
+    "ultralytics.utils.tal:TaskAlignedAssigner.forward",
+    why="losses index with the mask of foreground anchors many times over, with a sync for its positions each time",
+    source="ultralytics/utils/loss.py",
+)
+def forward(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Assign targets to anchors, with a foreground that remembers its positions."""
+    return tuple(
+        ForegroundMask.of(part) if part.dtype is torch.bool and part.device.type == "xpu" else part
+        for part in original(self, *args, **kwargs)
     )
-]
+
+
+@hookimpl
+def xpu_patches(trainer: Any) -> list[Patch]:
+    """Find the foreground once a step."""
+    return [forward] if trainer.xpu.options[FOREGROUND_ONCE] else []

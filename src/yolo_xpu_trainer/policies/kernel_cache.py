@@ -1,4 +1,4 @@
-"""SYCL's cache of kernels between processes: kept where that is safe.
+"""SYCL's cache of kernels between processes: on where that is safe, and warned of where it may crash.
 
 `SYCL_CACHE_PERSISTENT=1` spares a process the compilation of kernels that another one had before. With SYCL runtimes
 from 2025.3 on it was seen to end processes with a segmentation fault, in reading (llama.cpp#22053) and in writing
@@ -8,11 +8,19 @@ step. There it is left as it is: off, unless the user has it on.
 
 from __future__ import annotations
 
+import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-__all__ = ["VARIABLE", "keep", "may_crash", "runtime"]
+from ..hookspecs import hookimpl
+from ..run import Run
+
+__all__ = ["keep", "may_crash", "runtime"]
+
+_LOGGER = logging.getLogger("ultralytics")
 
 VARIABLE = "SYCL_CACHE_PERSISTENT"
 _FIRST_THAT_CRASHES = "20250300"  # no end to it is known
@@ -32,3 +40,16 @@ def keep() -> None:
     """Switch the cache on where the user says nothing and it is safe; SYCL reads the variable when it is first used."""
     if torch.xpu._is_compiled() and not may_crash():
         os.environ.setdefault(VARIABLE, "1")
+
+
+@hookimpl
+def xpu_around_run(trainer: Any) -> AbstractContextManager[None]:
+    """Warn, once a run, where the user has the cache on and the runtime is one of those that crash."""
+    run: Run = trainer.xpu
+    if os.environ.get(VARIABLE) == "1" and may_crash() and not run.is_worker:
+        _LOGGER.warning(
+            f"XPU: {VARIABLE}=1 is set. With SYCL runtimes as new as this PyTorch's ({runtime()}) it was seen "
+            "to crash processes without a traceback, in torch.topk among others, which training a detector needs "
+            f"(intel/llvm#22853, sglang#34567). If this run ends like that, unset {VARIABLE}."
+        )
+    return nullcontext()

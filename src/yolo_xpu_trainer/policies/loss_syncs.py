@@ -1,67 +1,143 @@
-"""Rows for what a training step waits for, or copies to the device, though the host knew it all along."""
+"""Avoid host-device syncs in the loss: cached anchors and constants, label counts taken on the host."""
 
 from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..run import Run
-from .rows import Row
+from ..hookspecs import hookimpl
+from ..options import Option
+from ..patches import Patch, patch, stand_in
+from ..run import Run, StashKey
 
-__all__ = ["ROWS"]
+__all__ = ["LabelCounts"]
 
+FEWER_SYNCS = Option(
+    "fewer_syncs",
+    True,
+    "anchors and constants are kept and labels counted on the host, instead of asking the GPU in every step",
+)
 _SHAPES_KEPT = 32  # multi_scale meets some 20 image sizes
 _CONSTANTS_KEPT = 128
 
 
-def _make_anchors(run: Run, original: Any) -> Any:
-    kept: OrderedDict[Any, tuple[Any, Any]] = OrderedDict()
-
-    @functools.wraps(original)
-    def make_anchors(feats: Any, strides: Any, grid_cell_offset: float = 0.5) -> Any:
-        """Return the anchors of these feature maps' shapes, computed once."""
-        if not isinstance(feats, list) or feats[0].device.type != "xpu":
-            return original(feats, strides, grid_cell_offset)
-        shapes = tuple(f.shape[2:] for f in feats)
-        key = (shapes, feats[0].dtype, feats[0].device, grid_cell_offset, id(strides))
-        if key not in kept or kept[key][0] is not strides:
-            with torch.inference_mode(False):  # a validation may come first, and its tensors can't be trained with
-                kept[key] = strides, original(feats, strides, grid_cell_offset)
-            if len(kept) > _SHAPES_KEPT:
-                kept.popitem(last=False)
-        return kept[key][1]
-
-    return make_anchors
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [FEWER_SYNCS]
 
 
-def _preprocess(run: Run, original: Any) -> Any:
-    @functools.wraps(original)
-    def preprocess(self: Any, targets: torch.Tensor, batch_size: int, scale_tensor: torch.Tensor) -> torch.Tensor:
-        """Pad targets to as many an image as the host counted, rather than count them on the device and wait."""
-        known = run.targets
-        if known is None or known.total != targets.shape[0] or not known.total or targets.device.type != "xpu":
-            return original(self, targets, batch_size, scale_tensor)  # type: ignore[no-any-return]
-        from ultralytics.utils.ops import xywh2xyxy
+@dataclass(frozen=True)
+class LabelCounts:
+    """What the host knows of a tensor that says which image each label belongs to.
 
-        total, device = known.total, targets.device
-        image = targets[:, 0].long()
-        out = torch.zeros(batch_size, known.most, targets.shape[1] - 1, device=device)
-        ends = torch.zeros(batch_size, dtype=torch.long, device=device).scatter_add_(0, image, torch.ones_like(image))
-        ends = ends.cumsum(0)
-        within = torch.arange(total, device=device) - torch.cat((ends.new_zeros(1), ends[:-1]))[image]
-        out[image, within] = targets[:, 1:]
-        out[..., 1:5] = xywh2xyxy(out[..., 1:5].mul_(scale_tensor))
-        return out
+    Attributes:
+        total: How many labels there are.
+        max_per_image: How many the image with the most has.
+        version: That of the tensor's contents, which changes with them.
+    """
 
-    return preprocess
+    total: int
+    max_per_image: int
+    version: int
 
 
-def _torch_keeping_constants(run: Run, original: Any) -> Any:
-    """Return a stand-in for the module `torch`, whose `tensor` copies the same few numbers to the device once."""
+_COUNTS = StashKey[WeakTensorKeyDictionary]()
+"""The counts of the labels in a tensor on the device: in a batch's `batch_idx`, and in what a loss makes of it."""
+
+
+@hookimpl(wrapper=True)
+def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> Generator[None, Any, Any]:
+    """Count a batch's labels while they are on the host."""
+    index = batch.get("batch_idx")
+    on_host = isinstance(index, torch.Tensor) and index.device.type == "cpu" and index.numel() > 0
+    counts = index.reshape(-1).long().bincount() if on_host else None  # type: ignore[union-attr]
+    moved = yield
+    there = moved.get("batch_idx") if isinstance(moved, dict) else None
+    run: Run = trainer.xpu
+    if counts is not None and run.options[FEWER_SYNCS] and isinstance(there, torch.Tensor) and there is not index:
+        _remember(run, there, int(counts.sum()), int(counts.max()))
+    return moved
+
+
+def _remember(run: Run, tensor: torch.Tensor, total: int, max_per_image: int) -> None:
+    if _COUNTS not in run.stash:
+        run.stash[_COUNTS] = WeakTensorKeyDictionary()
+    run.stash[_COUNTS][tensor] = LabelCounts(total, max_per_image, tensor._version)
+
+
+def _counts_of(run: Run, tensor: Any) -> LabelCounts | None:
+    """Return what is known of a tensor, if its contents are what they were; None where nothing is."""
+    known = run.stash[_COUNTS].get(tensor) if _COUNTS in run.stash else None
+    return known if known is not None and known.version == tensor._version else None
+
+
+@patch(
+    "ultralytics.utils.tal:make_anchors",
+    why="it makes the same anchors anew in every step, with a copy to the device and a sync for each feature map",
+)
+def make_anchors(
+    run: Run, original: Callable[..., Any], feats: Any, strides: Any, grid_cell_offset: float = 0.5
+) -> Any:
+    """Return the anchors of these feature maps' shapes, computed once."""
+    if not isinstance(feats, list) or feats[0].device.type != "xpu":
+        return original(feats, strides, grid_cell_offset)
+    if _ANCHORS not in run.stash:
+        run.stash[_ANCHORS] = OrderedDict()
+    kept = run.stash[_ANCHORS]
+    key = (tuple(f.shape[2:] for f in feats), feats[0].dtype, feats[0].device, grid_cell_offset, id(strides))
+    if key not in kept or kept[key][0] is not strides:
+        with torch.inference_mode(False):  # a validation may come first, and its tensors can't be trained with
+            kept[key] = strides, original(feats, strides, grid_cell_offset)
+        if len(kept) > _SHAPES_KEPT:
+            kept.popitem(last=False)
+    return kept[key][1]
+
+
+_ANCHORS = StashKey["OrderedDict[Any, tuple[Any, Any]]"]()
+
+
+@patch(
+    "ultralytics.utils.loss:v8DetectionLoss.preprocess",
+    why="it counts the labels on the device, with syncs, though the host knew the counts",
+)
+def preprocess(
+    run: Run, original: Callable[..., Any], self: Any, targets: torch.Tensor, batch_size: int, scale_tensor: torch.Tensor
+) -> torch.Tensor:
+    """Pad targets to as many an image as the host counted, rather than count them on the device."""
+    known = _counts_of(run, targets)
+    if known is None:
+        return original(self, targets, batch_size, scale_tensor)  # type: ignore[no-any-return]
+    from ultralytics.utils.ops import xywh2xyxy
+
+    total, device = known.total, targets.device
+    image = targets[:, 0].long()
+    out = torch.zeros(batch_size, known.max_per_image, targets.shape[1] - 1, device=device)
+    ends = torch.zeros(batch_size, dtype=torch.long, device=device).scatter_add_(0, image, torch.ones_like(image))
+    ends = ends.cumsum(0)
+    within = torch.arange(total, device=device) - torch.cat((ends.new_zeros(1), ends[:-1]))[image]
+    out[image, within] = targets[:, 1:]
+    out[..., 1:5] = xywh2xyxy(out[..., 1:5].mul_(scale_tensor))
+    return out
+
+
+@stand_in(
+    "ultralytics.utils.loss:torch",
+    why="it copies the image's size and other small constants to the device in every step, with a sync for each; and "
+    "what the host knows of the labels would be lost where they are joined",
+    everywhere=False,
+)
+def torch_of_losses(run: Run, original: Any) -> Any:
+    """Return a stand-in for the module `torch`, of which `tensor` copies the same few numbers to the device once.
+
+    Its `cat` notes that what begins with the column of a batch's image indices has the counts of that batch.
+    """
     kept: OrderedDict[Any, torch.Tensor] = OrderedDict()
 
     @functools.wraps(original.tensor)
@@ -79,31 +155,23 @@ def _torch_keeping_constants(run: Run, original: Any) -> Any:
                 kept.popitem(last=False)
         return kept[key].clone()
 
-    return SimpleNamespace(**{**vars(original), "tensor": tensor})
+    @functools.wraps(original.cat)
+    def cat(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        """Join tensors; along the columns the first one is the image index of each label."""
+        joined = original.cat(tensors, *args, **kwargs)
+        if isinstance(tensors, tuple) and args == (1,) and not kwargs and isinstance(joined, torch.Tensor):
+            first = tensors[0]
+            index = first if first._base is None else first._base  # usually `batch["batch_idx"].view(-1, 1)`
+            known = _counts_of(run, index)
+            if known is not None and joined.dim() == 2 and first.shape == (known.total, 1) == (len(joined), 1):
+                if first.data_ptr() == index.data_ptr() and first.stride(0) == 1:
+                    _remember(run, joined, known.total, known.max_per_image)
+        return joined
+
+    return SimpleNamespace(**{**vars(original), "tensor": tensor, "cat": cat})
 
 
-ROWS = [
-    Row(
-        target="ultralytics.utils.tal:make_anchors",
-        why="it makes the same anchors anew in every step, with a copy to the device and a wait for each feature map",
-        source="ultralytics/utils/tal.py",
-        needed=lambda run, original: run.options.fewer_waits,
-        replacement=_make_anchors,
-    ),
-    Row(
-        target="ultralytics.utils.loss:v8DetectionLoss.preprocess",
-        why="it counts the targets on the device, which the host knew, and waits for the numbers",
-        source="ultralytics/utils/loss.py",
-        needed=lambda run, original: run.options.fewer_waits,
-        replacement=_preprocess,
-        everywhere=False,
-    ),
-    Row(
-        target="ultralytics.utils.loss:torch",
-        why="it copies the image's size and other small constants to the device in every step, and waits for it",
-        source="ultralytics/utils/loss.py",
-        needed=lambda run, original: run.options.fewer_waits,
-        replacement=_torch_keeping_constants,
-        everywhere=False,
-    ),
-]
+@hookimpl
+def xpu_patches(trainer: Any) -> list[Patch]:
+    """Keep anchors and constants, and pad targets by the host's counts."""
+    return [make_anchors, preprocess, torch_of_losses] if trainer.xpu.options[FEWER_SYNCS] else []

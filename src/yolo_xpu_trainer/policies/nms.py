@@ -1,4 +1,4 @@
-"""Rows for non-maximum suppression: Ultralytics runs it on an XPU in a Python loop that waits for every kept box."""
+"""Non-maximum suppression by torchvision: Ultralytics loops over boxes in Python on an XPU, with a sync for each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any
 
 import torch
 
-from ..options import Options
-from .rows import Row
+from ..hookspecs import hookimpl
+from ..options import Option
+from ..patches import patch
 
-__all__ = ["ROWS"]
+__all__ = ["PATCHES"]
+
+FAST_NMS = Option(
+    "fast_nms", True, "non-maximum suppression is torchvision's, not a loop in Python", modes="all"
+)
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [FAST_NMS]
 
 
 @functools.cache
@@ -37,54 +47,60 @@ def xpu_kernel_agrees() -> bool:
     return torch.equal(kept, torchvision.ops.nms(boxes, scores, 0.5))
 
 
-def _nms(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-        """Suppress by torchvision's kernel, on the XPU where it can be had."""
-        if boxes.device.type != "xpu" or not Options.current().fast_nms:
-            return original(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
-        import torchvision
+@patch(
+    "ultralytics.utils.nms:TorchNMS.nms", why="it loops over the boxes in Python, with six syncs for each", optional=True
+)
+def torch_nms(
+    original: Callable[..., Any], boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float
+) -> torch.Tensor:
+    """Suppress by torchvision's kernel, on the XPU where it can be had."""
+    if boxes.device.type != "xpu" or not FAST_NMS.current():
+        return original(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
+    import torchvision
 
-        if xpu_kernel_agrees():
-            return torchvision.ops.nms(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
-        both = torch.cat((boxes, scores[:, None]), 1).cpu()
-        return torchvision.ops.nms(both[:, :4], both[:, 4], iou_threshold).to(boxes.device)  # type: ignore[no-any-return]
-
-    return nms
+    if xpu_kernel_agrees():
+        return torchvision.ops.nms(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
+    both = torch.cat((boxes, scores[:, None]), 1).cpu()
+    return torchvision.ops.nms(both[:, :4], both[:, 4], iou_threshold).to(boxes.device)  # type: ignore[no-any-return]
 
 
-def _non_max_suppression(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
+def _refuses_xpu(original: Callable[..., Any]) -> bool:
+    return "xpu" in inspect.getsource(inspect.unwrap(original))
 
-    @functools.wraps(original)
-    def non_max_suppression(*args: Any, **kwargs: Any) -> Any:
-        """Suppress on the host, of each image only what may be kept, where there is no kernel for it on the XPU."""
-        call = signature.bind(*args, **kwargs)
-        call.apply_defaults()
-        asked = call.arguments
-        prediction = asked["prediction"]
-        prediction = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
-        decoded = prediction.shape[-1] == 6 or asked.get("end2end")
-        left = decoded or not Options.current().fast_nms
-        if prediction.device.type != "xpu" or left or xpu_kernel_agrees():
-            return original(*args, **kwargs)
-        import torchvision  # noqa: F401 - Ultralytics takes its CPU kernel if it is imported
 
-        classes = asked.get("nc") or prediction.shape[1] - 4
-        candidate = prediction[:, 4 : 4 + classes].amax(1) > asked["conf_thres"]
-        most = int(candidate.sum(1).max())
-        index = candidate.sort(dim=1, descending=True, stable=True).indices[:, :most]  # candidates first, in order
-        rows = prediction.gather(2, index[:, None].expand(-1, prediction.shape[1], -1))
-        asked["prediction"] = rows.cpu()
-        result = original(*call.args, **call.kwargs)
-        if not asked.get("return_idxs"):
-            return _to(prediction.device, result)
-        kept, positions = result
-        on_host = index.cpu()
-        anchors = [on_host[i][p.view(-1).long()] for i, p in enumerate(positions)]
-        return _to(prediction.device, kept), _to(prediction.device, anchors)
+@patch(
+    "ultralytics.utils.nms:non_max_suppression",
+    why="it refuses torchvision's NMS for an XPU and loops over the boxes in Python, with six syncs for each",
+    source="ultralytics/utils/nms.py: 'it has no XPU NMS kernel'; torch-xpu-ops registers one",
+    needed=_refuses_xpu,
+    optional=True,
+)
+def non_max_suppression(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Suppress on the host, of each image only what may be kept, where there is no kernel for it on the XPU."""
+    call = inspect.signature(original).bind(*args, **kwargs)
+    call.apply_defaults()
+    asked = call.arguments
+    prediction = asked["prediction"]
+    prediction = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
+    decoded = prediction.shape[-1] == 6 or asked.get("end2end")
+    if prediction.device.type != "xpu" or decoded or not FAST_NMS.current() or xpu_kernel_agrees():
+        return original(*args, **kwargs)
+    import torchvision  # noqa: F401 - Ultralytics takes its CPU kernel if it is imported
 
-    return non_max_suppression
+    classes = asked.get("nc") or prediction.shape[1] - 4
+    candidate = prediction[:, 4 : 4 + classes].amax(1) > asked["conf_thres"]
+    max_per_image = int(candidate.sum(1).max())
+    # Candidates first, in their order.
+    index = candidate.sort(dim=1, descending=True, stable=True).indices[:, :max_per_image]
+    rows = prediction.gather(2, index[:, None].expand(-1, prediction.shape[1], -1))
+    asked["prediction"] = rows.cpu()
+    result = original(*call.args, **call.kwargs)
+    if not asked.get("return_idxs"):
+        return _to(prediction.device, result)
+    kept, positions = result
+    on_host = index.cpu()
+    anchors = [on_host[i][p.view(-1).long()] for i, p in enumerate(positions)]
+    return _to(prediction.device, kept), _to(prediction.device, anchors)
 
 
 def _to(device: torch.device, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -93,26 +109,4 @@ def _to(device: torch.device, tensors: list[torch.Tensor]) -> list[torch.Tensor]
     return list(torch.split(joined, [len(t) for t in tensors]))
 
 
-def _refuses_xpu(run: None, original: Callable[..., Any]) -> bool:
-    return "xpu" in inspect.getsource(inspect.unwrap(original))
-
-
-ROWS = [
-    Row(
-        target="ultralytics.utils.nms:non_max_suppression",
-        why="it refuses torchvision's NMS for an XPU and loops over the boxes in Python, waiting six times for each",
-        source="ultralytics/utils/nms.py: 'it has no XPU NMS kernel'; torch-xpu-ops registers one",
-        needed=_refuses_xpu,
-        replacement=_non_max_suppression,
-        optional=True,
-    ),
-    Row(
-        target="ultralytics.utils.nms:TorchNMS.nms",
-        why="it loops over the boxes in Python, waiting six times for each",
-        source="ultralytics/utils/nms.py",
-        needed=lambda run, original: True,
-        replacement=_nms,
-        everywhere=False,
-        optional=True,
-    ),
-]
+PATCHES = [non_max_suppression, torch_nms]

@@ -10,12 +10,20 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..options import Option
 from ..run import Run
 
 __all__: list[str] = []
 
 _LOGGER = logging.getLogger("ultralytics")
 _KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+FUSED_OPTIMIZER = Option("fused_optimizer", True, "Adam, AdamW and SGD update all weights in one kernel")
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [FUSED_OPTIMIZER]
 
 
 @hookimpl
@@ -27,14 +35,14 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     """
     run: Run = trainer.xpu
     kind = type(optimizer)
-    if not run.options.fused_optimizer or kind not in _KINDS or not fused_agrees(kind, run.device.device):
+    if not run.options[FUSED_OPTIMIZER] or kind not in _KINDS or not fused_agrees(kind, run.device.device):
         return None
     known = inspect.signature(kind).parameters
     defaults = {name: value for name, value in optimizer.defaults.items() if name in known}
     groups = [{**group, **_FUSED} for group in optimizer.param_groups]
     fused = kind(groups, **{**defaults, **_FUSED})
     fused.register_load_state_dict_pre_hook(_stay_fused)
-    fused.register_state_dict_post_hook(_say_nothing_of_fusing)
+    fused.register_state_dict_post_hook(_omit_fused)
     fused.register_step_pre_hook(_FirstStep())
     return fused
 
@@ -49,7 +57,7 @@ def _stay_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict
     return {**state, "param_groups": [{**group, "fused": flag} for group, flag in groups]}
 
 
-def _say_nothing_of_fusing(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _omit_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Leave it to the device that resumes a run whether its optimizer is fused."""
     for group in state["param_groups"]:
         group["fused"] = None

@@ -1,17 +1,17 @@
-"""bf16 where the device has matrix units, else fp16, else fp32; in validation as in training."""
+"""A run computes in bf16 where the device has matrix units, else in fp16, else in fp32; validation as training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..amp import GradScaler
+import torch
+
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
+from ..patches import Patch, applied, patch
 from ..run import Precision, Run
-from ..upstream import Row, activated, geometry
-from ..upstream.precision import ROWS, VALIDATION_ROWS
 
 __all__: list[str] = []
 
@@ -35,21 +35,31 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision:
     return Precision("fp32", "the device has neither matrix units nor float16")
 
 
-@hookimpl
-def xpu_upstream_rows() -> list[Row]:
-    """Autocast in the run's precision, check it on the model at hand, and keep coordinates in float32."""
-    return [*ROWS, *geometry.rows()]
+@patch(
+    "ultralytics.utils.torch_utils:autocast",
+    why="it refuses bf16 on every device but CUDA and takes fp16 there; before 8.4.111 it means CUDA's autocast",
+    source="ultralytics/utils/torch_utils.py, autocast: 'bfloat16 autocast requires CUDA …'; Lightning#21982",
+)
+def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype, device: str = "xpu") -> Any:
+    """Enter the run's autocast; before 8.4.111 Ultralytics asks for CUDA's by default."""
+    return original(enabled, device) if str(device).startswith(("cpu", "mps")) else run.autocast(bool(enabled))
+
+
+@patch(
+    "ultralytics.nn.tasks:BaseModel.forward",
+    why="validation would run in fp16 though the run computes in bf16, and can overflow",
+    source="ultralytics/engine/validator.py, BaseValidator.__call__",
+)
+def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a model in the run's precision."""
+    with run.autocast():
+        return original(self, *args, **kwargs)
 
 
 @hookimpl
-def xpu_before_resume(trainer: Any) -> None:
-    """Give the trainer a scaler that needs no float64; one that does nothing where none is needed."""
-    run: Run = trainer.xpu
-    if run.precision.dtype and not trainer.amp:  # rank 0 of a DDP run found against it and told the others
-        run.fall_back_to_fp32("this run's check of mixed precision failed")
-    trainer.scaler = GradScaler("xpu", enabled=run.precision.needs_scaler)
-    if run.precision.needs_scaler and (state := run.resumed.get("scaler")):
-        trainer.scaler.load_state_dict(state)
+def xpu_patches(trainer: Any) -> list[Patch]:
+    """Autocast in the run's precision."""
+    return [autocast] if trainer.xpu.precision.dtype is not None else []
 
 
 @hookimpl
@@ -72,7 +82,7 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
         if name in before:
             setattr(args, name, off)
     try:
-        with activated(VALIDATION_ROWS, run):
+        with applied([forward], run):
             yield
     finally:
         trainer.amp = amp

@@ -10,10 +10,18 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..options import Option
 from ..run import Run
 from ..transfer import to_host
 
 __all__: list[str] = []
+
+HOST_SAVE = Option("host_save", True, "a checkpoint is written from copies on the host, made in a few large copies")
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [HOST_SAVE]
 
 
 @hookimpl(trylast=True)  # what others change in the model, such as its arguments, is to be copied
@@ -25,7 +33,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
     is any, the averaged model is left to Ultralytics, which mends it on the device.
     """
     run: Run = trainer.xpu
-    if not run.options.host_save:
+    if not run.options[HOST_SAVE]:
         yield
         return
     model = trainer.ema.ema if getattr(trainer, "ema", None) else None

@@ -1,5 +1,1 @@
-"""Every change made to Ultralytics from outside: what a row of the table is, and how rows act and are taken back."""
-
-from .rows import Row, activated
-
-__all__ = ["Row", "activated"]
+"""How a user's call reaches us: `device=…`, `model.train()`, the `yolo` command, child processes, old versions."""

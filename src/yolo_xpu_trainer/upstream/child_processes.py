@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from .rows import Row
+from ..patches import Patch
 
-__all__ = ["CHILD_VARIABLE", "row"]
+__all__ = ["CHILD_VARIABLE", "environment_patch"]
 
 CHILD_VARIABLE = "YOLO_XPU_CHILD"  # says that the other variables were handed down, and say more than `amp=True`
 
 
-def row(module: str, environment: Mapping[str, str], why: str) -> Row:
-    """Return a row that adds variables to the environment of every child process that a module starts.
+def environment_patch(module: str, environment: Mapping[str, str], why: str) -> Patch:
+    """Return a patch that adds variables to the environment of every child process that a module starts.
 
     Args:
         module: The module, which calls `subprocess.run`.
         environment: The variables to add.
-        why: What would go wrong without them.
+        why: What goes wrong without them.
     """
 
     def stand_in(run: Any, original: Any) -> Any:
@@ -31,12 +31,6 @@ def row(module: str, environment: Mapping[str, str], why: str) -> Row:
 
         return SimpleNamespace(**{**vars(original), "run": launch})
 
-    return Row(
-        target=f"{module}:subprocess",
-        why=why,
-        source=f"{module.replace('.', '/')}.py",
-        needed=lambda run, original: bool(environment),
-        replacement=stand_in,
-        everywhere=False,
-        optional=True,
+    return Patch(
+        f"{module}:subprocess", why, stand_in, needed=lambda original: bool(environment), everywhere=False, optional=True
     )

@@ -1,8 +1,7 @@
-"""Rows for Ultralytics before 8.4.111, whose code asks `torch.cuda` whatever the device is."""
+"""Ultralytics before 8.4.111 asks `torch.cuda` whatever the device is: what works on an XPU all the same."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable
@@ -14,24 +13,15 @@ import torch
 
 from .. import devices
 from ..errors import DeviceError
-from ..plugins import manager
+from ..patches import patch, stand_in
+from ..plugins import hooks
 from ..run import Precision, Run
-from .rows import Row
+from ..versions import knows_accelerators, needs_accelerators
 
-__all__ = ["ROWS", "RUN_ROWS", "knows_accelerators", "knows_named_precisions", "name_every_device", "setup_ddp"]
+__all__ = ["PATCHES", "RUN_PATCHES", "name_every_device", "setup_ddp"]
 
 _LOGGER = logging.getLogger("ultralytics")
-
-
-def knows_accelerators(run: Any = None, original: Any = None) -> bool:
-    """Whether this Ultralytics asks the device's own module of PyTorch, as it does from 8.4.111 on."""
-    import ultralytics.utils.torch_utils as torch_utils
-
-    return hasattr(torch_utils, "get_torch_device_backend")
-
-
-def _needed(run: Any, original: Any) -> bool:
-    return not knows_accelerators()
+_PROBED = "ultralytics.utils.torch_utils"
 
 
 def _no_scaler_needed() -> Precision | None:
@@ -42,77 +32,68 @@ def _no_scaler_needed() -> Precision | None:
     if torch.cuda.is_available() or not devices.count():
         return None
     device = devices.info(torch.xpu.current_device())
-    precision: Precision = manager().hook.xpu_precision(device=device, requested=True)
-    return precision if precision.name == "bf16" else None
+    precision: Precision | None = hooks().xpu_precision(device=device, requested=True)
+    return precision if precision and precision.name == "bf16" else None
 
 
-def _autocast(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    def autocast(enabled: bool, device: str = "cuda") -> Any:
-        """Autocast the XPU where Ultralytics, not knowing better, asks for CUDA."""
-        precision = _no_scaler_needed() if device == "cuda" else None
-        return original(enabled, device) if precision is None else torch.amp.autocast("xpu", precision.dtype, enabled)
-
-    return autocast
-
-
-def _check_amp(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    def check_amp(model: torch.nn.Module) -> bool:
-        """Allow AMP on an XPU where it needs no scaler; ask CUDA about CUDA only."""
-        if next(model.parameters()).device.type != "xpu":
-            return bool(original(model))
-        if _no_scaler_needed() is not None:
-            return True
-        _LOGGER.warning(
-            "XPU: this trainer's gradient scaler is CUDA's, and without one fp16 fails, so it trains in fp32. A "
-            "trainer of yolo-xpu-trainer trains in fp16 here."
-        )
-        return False
-
-    return check_amp
+@patch(
+    "ultralytics.utils.torch_utils:autocast",
+    why="a trainer that isn't ours would compute in float32 on an XPU whatever `amp` says",
+    source="ultralytics/utils/torch_utils.py; Lightning#21982",
+    needed=needs_accelerators,
+    after=_PROBED,
+)
+def autocast(original: Callable[..., Any], enabled: bool, device: str = "cuda") -> Any:
+    """Autocast the XPU where Ultralytics asks for CUDA."""
+    precision = _no_scaler_needed() if device == "cuda" else None
+    return original(enabled, device) if precision is None else torch.amp.autocast("xpu", precision.dtype, enabled)
 
 
-def _on_xpu(method: Callable[..., Any]) -> Callable[[Any, Callable[..., Any]], Callable[..., Any]]:
-    """Make a replacement that calls a method of ours for a trainer on an XPU, and Ultralytics' own otherwise."""
-
-    def replacement(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def choose(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return (method if self.device.type == "xpu" else original)(self, *args, **kwargs)
-
-        return choose
-
-    return replacement
-
-
-def _get_memory(self: Any, fraction: bool = False) -> float:
-    used, total = manager().hook.xpu_memory(device=devices.info(self.device.index or 0))
-    return float(used / total if fraction else used / 2**30)
-
-
-def _clear_memory(self: Any, threshold: float | None = None) -> None:
-    if threshold is None or _get_memory(self, fraction=True) > threshold:
-        torch.xpu.empty_cache()
+@patch(
+    "ultralytics.utils.checks:check_amp",
+    why="from 8.3.60 to 8.4.110 it asks CUDA for the name of an XPU, and fails",
+    needed=needs_accelerators,
+    after=_PROBED,
+)
+def check_amp(original: Callable[..., Any], model: torch.nn.Module) -> bool:
+    """Allow AMP on an XPU where it needs no scaler; ask CUDA about CUDA only."""
+    if next(model.parameters()).device.type != "xpu":
+        return bool(original(model))
+    if _no_scaler_needed() is not None:
+        return True
+    _LOGGER.warning(
+        "XPU: training in fp32, because this trainer's gradient scaler works on CUDA only and fp16 needs one. A trainer "
+        "of yolo-xpu-trainer trains in fp16 here."
+    )
+    return False
 
 
-def _profile_time(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def time(self: Any) -> Any:
-        """Wait for the XPU before looking at the clock."""
-        if str(getattr(self, "device", "")).startswith("xpu"):
-            torch.xpu.synchronize(self.device)
-        return original(self)
+@patch(
+    "ultralytics.utils.ops:Profile.time",
+    why="it doesn't wait for an XPU, so the speeds that it prints are wrong",
+    needed=needs_accelerators,
+    after=_PROBED,
+)
+def profile_time(original: Callable[..., Any], self: Any) -> Any:
+    """Wait for the XPU before looking at the clock."""
+    if str(getattr(self, "device", "")).startswith("xpu"):
+        torch.xpu.synchronize(self.device)
+    return original(self)
 
-    return time
 
+@stand_in(
+    "ultralytics.engine.validator:torch",
+    why="from 8.3.220 to 8.4.110 a DDP run's final validation asks for a CUDA device",
+    needed=needs_accelerators,
+    everywhere=False,
+)
+def torch_with_cuda_devices_as_xpu(run: Any, original: Any) -> Any:
+    """Return a stand-in for the module `torch`, for one module whose every `torch.device("cuda", …)` means an XPU."""
 
-def knows_named_precisions() -> bool:
-    """Whether this Ultralytics takes `amp="bf16"` and the like, as it does since 8.4.132 or so."""
-    from ultralytics.cfg import get_cfg
+    def device(kind: str, *index: int) -> torch.device:
+        return torch.device("xpu" if kind == "cuda" else kind, *index)
 
-    try:
-        return bool(get_cfg(overrides={"amp": "fp32"}).amp == "fp32")
-    except (TypeError, ValueError):
-        return False
+    return SimpleNamespace(**{**vars(original), "device": device, "cuda": torch.xpu})
 
 
 def name_every_device(trainer: Any) -> None:
@@ -155,68 +136,5 @@ def setup_ddp(trainer: Any) -> None:
     torch.distributed.init_process_group("xccl", timeout=timedelta(hours=3), rank=rank, world_size=len(run.indices))
 
 
-def _torch_with_cuda_devices_as_xpu(run: Any, original: Any) -> Any:
-    """Return a stand-in for the module `torch`, for one module whose every `torch.device("cuda", …)` means an XPU."""
-
-    def device(kind: str, *index: int) -> torch.device:
-        return torch.device("xpu" if kind == "cuda" else kind, *index)
-
-    return SimpleNamespace(**{**vars(original), "device": device, "cuda": torch.xpu})
-
-
-ROWS = [
-    Row(
-        target="ultralytics.utils.torch_utils:autocast",
-        why="a trainer that isn't ours would compute in float32 on an XPU whatever `amp` says (Lightning#21982)",
-        source="ultralytics/utils/torch_utils.py",
-        needed=_needed,
-        after="ultralytics.utils.torch_utils",
-        replacement=_autocast,
-    ),
-    Row(
-        target="ultralytics.utils.checks:check_amp",
-        why="from 8.3.60 to 8.4.110 it asks CUDA for the name of an XPU, and fails",
-        source="ultralytics/utils/checks.py",
-        needed=_needed,
-        after="ultralytics.utils.torch_utils",
-        replacement=_check_amp,
-    ),
-    Row(
-        target="ultralytics.engine.trainer:BaseTrainer._get_memory",
-        why="from 8.3.100 to 8.4.110 it asks CUDA for the properties of an XPU at the end of every epoch, and fails",
-        source="ultralytics/engine/trainer.py",
-        needed=_needed,
-        after="ultralytics.utils.torch_utils",
-        replacement=_on_xpu(_get_memory),
-        everywhere=False,
-    ),
-    Row(
-        target="ultralytics.engine.trainer:BaseTrainer._clear_memory",
-        why="it clears CUDA's cache instead",
-        source="ultralytics/engine/trainer.py",
-        needed=_needed,
-        after="ultralytics.utils.torch_utils",
-        replacement=_on_xpu(_clear_memory),
-        everywhere=False,
-    ),
-    Row(
-        target="ultralytics.utils.ops:Profile.time",
-        why="it doesn't wait for an XPU, so that the speeds which it prints are wrong",
-        source="ultralytics/utils/ops.py",
-        needed=_needed,
-        after="ultralytics.utils.torch_utils",
-        replacement=_profile_time,
-        everywhere=False,
-    ),
-]
-
-RUN_ROWS = [
-    Row(
-        target="ultralytics.engine.validator:torch",
-        why="from 8.3.220 to 8.4.110 a DDP run's final validation asks for a CUDA device",
-        source="ultralytics/engine/validator.py",
-        needed=lambda run, original: len(run.indices) > 1 and not knows_accelerators(),
-        replacement=_torch_with_cuda_devices_as_xpu,
-        everywhere=False,
-    ),
-]
+PATCHES = [autocast, check_amp, profile_time]
+RUN_PATCHES = [torch_with_cuda_devices_as_xpu]

@@ -1,4 +1,4 @@
-"""Rows for `ultralytics.engine.model.Model`: its methods take the `xpu_*` options, and train with our trainers."""
+"""The methods of `YOLO` take the `xpu_*` options, and train with a trainer by name, or with ours by themselves."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 from .. import devices
 from ..errors import UnknownTrainerError
 from ..options import Options
-from ..plugins import manager
+from ..patches import Patch, applied, patch
+from ..plugins import declared_options, hooks, manager
 from ..run import AMP_VARIABLE
-from . import subprocesses
-from .rows import Row, activated
+from .child_processes import environment_patch
 
-__all__ = ["ROWS", "TRAINER_VARIABLE"]
+__all__ = ["PATCHES", "TRAINER_VARIABLE", "trainers_for"]
 
 TRAINER_VARIABLE = "YOLO_XPU_TRAINER"
 _LOGGER = logging.getLogger("ultralytics")
+_MODEL = "ultralytics.engine.model:Model"
 
 
 def trainers_for(upstream: type) -> dict[str, type]:
     """Return the registered trainers that can stand for one of Ultralytics', by the names that users give."""
     found: dict[str, type] = {}
-    for (
-        plugin
-    ) in manager().hook.xpu_trainers.get_hookimpls():  # the one that was registered last is heard last, and wins
+    # The plugin that was registered last is heard last, and wins.
+    for plugin in hooks().xpu_trainers.get_hookimpls():
         try:
-            found.update(plugin.function(*(upstream for _ in plugin.argnames)))  # type: ignore[call-overload]
+            found.update(plugin.function(*(upstream for _ in plugin.argnames)))
         except Exception as error:
-            _LOGGER.warning(f"XPU plugin {plugin.plugin_name!r} can't name its trainers and is passed over: {error!r}")
+            _LOGGER.warning(f"XPU: the trainers of plugin {plugin.plugin_name!r} are ignored: {error!r}")
     return found
 
 
@@ -45,56 +45,50 @@ def named_trainer(name: str, upstream: type) -> type:
     found = trainers_for(upstream)
     if name not in found:
         raise UnknownTrainerError(
-            f"trainer={name!r} is no trainer for this model, for which Ultralytics has {upstream.__name__}. "
-            f"Registered: {', '.join(sorted(found)) or 'none'}. `yolo-xpu plugins` shows which plugins there are.",
+            f"trainer={name!r} is not registered for this model, whose trainer in Ultralytics is {upstream.__name__}. "
+            f"Registered: {', '.join(sorted(found)) or 'none'}. `yolo-xpu plugins` lists the plugins.",
             name=name,
             known=sorted(found),
         )
     return found[name]
 
 
-def _smart_load(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def smart_load(self: Any, key: str) -> Any:
-        """Return what Ultralytics would use, or our trainer for it where there is an XPU to train on."""
-        found = original(self, key)
-        if key != "trainer" or not isinstance(found, type) or not devices.count():
-            return found
-        ours = trainers_for(found).get("xpu")
-        return functools.partial(_made_automatically, ours, Options.given()) if ours else found
-
-    return smart_load
+@patch(f"{_MODEL}._smart_load", why="plain `train()` on an XPU would go without this package's policies")
+def smart_load(original: Callable[..., Any], self: Any, key: str) -> Any:
+    """Return what Ultralytics would use, or our trainer for it where there is an XPU to train on."""
+    found = original(self, key)
+    if key != "trainer" or not isinstance(found, type) or not devices.count():
+        return found
+    ours = trainers_for(found).get("xpu")
+    return functools.partial(_made_automatically, ours, dict(Options.in_scope())) if ours else found
 
 
-def _train(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def train(self: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Train, with a trainer that may be named, and with the `xpu_*` options."""
-        given = Options.take(kwargs)
-        if trainer is None:
-            trainer = os.environ.get(TRAINER_VARIABLE) or None
-        name = trainer if isinstance(trainer, str) else ""
-        if name:
+@patch(f"{_MODEL}.train", why="it takes no trainer by name, and passes unknown options to trainers that refuse them")
+def train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    """Train, with a trainer that may be named, and with the `xpu_*` options."""
+    given = Options.pop_from(kwargs, declared_options())
+    if trainer is None:
+        trainer = os.environ.get(TRAINER_VARIABLE) or None
+    with Options.scope(given):
+        if isinstance(trainer, str) and trainer:
             upstream = self._smart_load("trainer")
-            upstream = _upstream_of(upstream.args[0] if isinstance(upstream, functools.partial) else upstream)
-            trainer = named_trainer(name, upstream)
+            upstream = upstream.args[0] if isinstance(upstream, functools.partial) else upstream
+            trainer = named_trainer(trainer, _upstream_of(upstream))
         if trainer is None:
-            rows = []
+            patches = []
             if isinstance(kwargs.get("data"), (list, tuple)):  # for which there may be a `yolo` command each
-                rows = [_child("ultralytics.engine.trainer", Options.environment_of(given))]
-            with Options.asked(given), activated(rows, None):
+                patches = [_child("ultralytics.engine.trainer", Options.environment_of(given))]
+            with applied(patches, None):
                 return original(self, None, **kwargs)
-        if _takes_options(trainer):
-            kwargs.update({f"xpu_{k}": v for k, v in given.items()})
-        else:
-            _say_what_is_absent(trainer, kwargs.get("device", self.overrides.get("device")), given)
-        return original(self, trainer, **kwargs)
-
-    return train
+    if _takes_options(trainer):
+        kwargs.update({f"xpu_{name}": value for name, value in given.items()})
+    else:
+        _say_what_is_absent(trainer, kwargs.get("device", self.overrides.get("device")), given)
+    return original(self, trainer, **kwargs)
 
 
 def _made_automatically(trainer: Any, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """Make a trainer that nobody named, whatever its constructor takes: it prefers no XPU to a CUDA device."""
+    """Make a trainer that nobody named, whatever its constructor takes: it prefers a CUDA device to an XPU."""
     made = trainer.__new__(trainer)
     made.automatic, made.given = True, given
     made.__init__(*args, **kwargs)
@@ -107,9 +101,7 @@ def _upstream_of(trainer: type) -> type:
 
 
 def _takes_options(trainer: Any) -> bool:
-    from ..trainers import XPUTrainer
-
-    return isinstance(trainer, type) and issubclass(trainer, XPUTrainer)
+    return isinstance(trainer, type) and getattr(trainer, "takes_xpu_options", False)
 
 
 def _say_what_is_absent(trainer: Any, device: Any, given: Mapping[str, Any]) -> None:
@@ -124,89 +116,60 @@ def _say_what_is_absent(trainer: Any, device: Any, given: Mapping[str, Any]) -> 
     name = getattr(trainer, "__name__", str(trainer))
     _LOGGER.warning(
         f"XPU: {name} trains on the XPU without the policies of yolo-xpu-trainer ({policies}). "
-        f"`class {name}(XPUTrainer, …)` brings them."
+        f"`class {name}(XPUTrainer, …)` adds them."
     )
 
 
-def _tune(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Tune; each iteration is a process, whose environment tells it the trainer, precision and options."""
-        environment = Options.environment_of(Options.take(kwargs))
-        trainer = kwargs.pop("trainer", None)
-        if trainer is not None:
-            if not isinstance(trainer, str):
-                raise UnknownTrainerError(
-                    f"tune(trainer={trainer!r}) can't reach the processes that tuning starts, which run `yolo train`. "
-                    "Name a registered trainer, such as trainer='xpu'.",
-                    name=str(trainer),
-                    known=["xpu"],
-                )
-            environment[TRAINER_VARIABLE] = trainer
-        if str(kwargs.get("amp")).lower() in ("bf16", "fp16", "fp32"):
-            environment[AMP_VARIABLE] = str(kwargs.pop("amp")).lower()
-        # The tuner starts its processes itself, or since 8.4.90 or so by way of MultiTrainer.
-        children = [_child(f"ultralytics.engine.{module}", environment) for module in ("tuner", "trainer")]
-        with activated(children, None):
-            return original(self, *args, **kwargs)
-
-    return tune
+@patch(f"{_MODEL}.tune", why="the processes that it starts would not know the trainer and options asked for")
+def tune(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Tune; each iteration is a process, whose environment tells it the trainer, precision and options."""
+    environment = Options.environment_of(Options.pop_from(kwargs, declared_options()))
+    trainer = kwargs.pop("trainer", None)
+    if trainer is not None:
+        if not isinstance(trainer, str):
+            raise UnknownTrainerError(
+                f"tune(trainer={trainer!r}) can't reach the processes that tuning starts, which run `yolo train`. "
+                "Name a registered trainer, such as trainer='xpu'.",
+                name=str(trainer),
+                known=["xpu"],
+            )
+        environment[TRAINER_VARIABLE] = trainer
+    if str(kwargs.get("amp")).lower() in ("bf16", "fp16", "fp32"):
+        environment[AMP_VARIABLE] = str(kwargs.pop("amp")).lower()
+    # The tuner starts its processes itself, or since 8.4.90 or so by way of MultiTrainer.
+    children = [_child(f"ultralytics.engine.{module}", environment) for module in ("tuner", "trainer")]
+    with applied(children, None):
+        return original(self, *args, **kwargs)
 
 
-def _child(module: str, environment: dict[str, str]) -> Row:
-    return subprocesses.row(module, environment, "its child processes would not know the trainer and options asked for")
+def _child(module: str, environment: dict[str, str]) -> Patch:
+    return environment_patch(
+        module, environment, "its child processes would not know the trainer and options asked for"
+    )
 
 
-def _taking_options(run: None, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take the `xpu_*` options before Ultralytics, which knows none of them, sees them."""
-        with Options.asked({**Options.given(), **Options.take(kwargs)}):
-            return original(self, *args, **kwargs)
-
-    return method
-
-
-def _takes_no_options(run: None, original: Callable[..., Any]) -> bool:
+def _takes_no_options(original: Callable[..., Any]) -> bool:
     return not any(p.startswith("xpu_") for p in inspect.signature(original).parameters)
 
 
-_REFUSED = "it refuses every argument that isn't in Ultralytics' own configuration"
-_MODEL = "ultralytics.engine.model:Model."
-ROWS = [
-    Row(
-        target=f"{_MODEL}_smart_load",
-        why="plain `train()` on an XPU would go without this package's policies",
-        source="ultralytics/engine/model.py",
-        needed=lambda run, original: True,
-        replacement=_smart_load,
-        everywhere=False,
-    ),
-    Row(
-        target=f"{_MODEL}train",
-        why="it takes no trainer by name, and hands unknown options to trainers that refuse them",
-        source="ultralytics/engine/model.py",
-        needed=lambda run, original: True,
-        replacement=_train,
-        everywhere=False,
-    ),
-    Row(
-        target=f"{_MODEL}tune",
-        why="the processes that it starts would not know the trainer and options asked for",
-        source="ultralytics/engine/tuner.py",
-        needed=lambda run, original: True,
-        replacement=_tune,
-        everywhere=False,
-    ),
-    *(
-        Row(
-            target=f"{_MODEL}{mode}",
-            why=_REFUSED,
-            source="ultralytics/cfg/__init__.py, get_cfg",
-            needed=_takes_no_options,
-            replacement=_taking_options,
-            everywhere=False,
-        )
-        for mode in ("val", "predict", "track", "export", "benchmark")
-    ),
+def _taking_options(method: str) -> Patch:
+    @patch(
+        f"{_MODEL}.{method}",
+        why="it refuses every argument that isn't in Ultralytics' own configuration",
+        source="ultralytics/cfg/__init__.py, get_cfg",
+        needed=_takes_no_options,
+    )
+    def taking(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take the `xpu_*` options before Ultralytics sees them."""
+        with Options.scope(Options.pop_from(kwargs, declared_options())):
+            return original(self, *args, **kwargs)
+
+    return taking
+
+
+PATCHES = [
+    smart_load,
+    train,
+    tune,
+    *(_taking_options(method) for method in ("val", "predict", "track", "export", "benchmark")),
 ]

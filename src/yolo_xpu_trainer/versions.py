@@ -1,0 +1,29 @@
+"""What the installed Ultralytics can do, found by probing it rather than by its version's number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["knows_accelerators", "knows_named_precisions", "needs_accelerators"]
+
+
+def knows_accelerators() -> bool:
+    """Whether this Ultralytics asks the device's own module of PyTorch, as it does from 8.4.111 on."""
+    import ultralytics.utils.torch_utils as torch_utils
+
+    return hasattr(torch_utils, "get_torch_device_backend")
+
+
+def needs_accelerators(original: Any = None) -> bool:
+    """Whether this Ultralytics asks `torch.cuda` whatever the device is, for `Patch.needed`."""
+    return not knows_accelerators()
+
+
+def knows_named_precisions() -> bool:
+    """Whether this Ultralytics takes `amp="bf16"` and the like, as it does since 8.4.132 or so."""
+    from ultralytics.cfg import get_cfg
+
+    try:
+        return bool(get_cfg(overrides={"amp": "fp32"}).amp == "fp32")
+    except (TypeError, ValueError):
+        return False
