@@ -1,4 +1,4 @@
-"""The demo: its digits, its scenes, its files, a whole run in small, and what it refuses."""
+"""The demo: its digits, images and files, a small run, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from yolo_xpu_trainer.commands import main
-from yolo_xpu_trainer.commands.demo import new_directory, scenes
+from yolo_xpu_trainer.commands.arguments import make_directory
+from yolo_xpu_trainer.commands.demo import scenes
 from yolo_xpu_trainer.commands.demo.dataset import (
+    NAMES,
     DataSet,
-    label_text,
+    labels,
     load_digits,
-    read_image,
-    read_labels,
     split_digits,
     write_dataset,
-    write_image,
 )
 from yolo_xpu_trainer.commands.demo.scenes import Box, Digits, Scene, make_scenes
+from yolo_xpu_trainer.commands.synthetic import write_image
 
 needs_digits = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="the extra `demo` is absent")
 TINY = ["demo", "--epochs", "1", "--images", "16", "--imgsz", "64"]
@@ -45,6 +45,13 @@ def some_scenes(handwriting: Digits) -> list[Scene]:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     pytest.importorskip("sklearn")
     return write_dataset(tmp_path_factory.mktemp("demo") / "with space", images=20, size=96, seed=3)
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return classes, int (n,), and boxes: left, top, right, bottom as fractions, (n, 4)."""
+    found = np.loadtxt(path, ndmin=2).reshape(-1, 5)
+    centres, sides = found[:, 1:3], found[:, 3:]
+    return found[:, 0].astype(int), np.hstack([centres - sides / 2, centres + sides / 2])
 
 
 def contents(data: DataSet) -> dict[str, bytes]:
@@ -160,7 +167,7 @@ def test_every_image_has_its_labels(dataset: DataSet) -> None:
         for image in images:
             assert f"labels/{split}/{image.stem}.txt" in names
             classes, boxes = read_labels(dataset.root / "labels" / split / f"{image.stem}.txt")
-            assert read_image(image).shape == (96, 96, 3)
+            assert cv2.imread(str(image)).shape == (96, 96, 3)
             assert set(classes.tolist()) <= set(range(10))
             assert boxes.min() > -1e-6
             assert boxes.max() < 1 + 1e-6
@@ -171,7 +178,7 @@ def test_every_image_has_its_labels(dataset: DataSet) -> None:
 
 def test_labels_survive_writing(some_scenes: list[Scene], tmp_path: Path) -> None:
     for scene in some_scenes:
-        (tmp_path / "labels.txt").write_text(label_text(scene))
+        (tmp_path / "labels.txt").write_text("\n".join(labels(scene)))
         classes, boxes = read_labels(tmp_path / "labels.txt")
         assert classes.tolist() == scene.classes.tolist()
         np.testing.assert_allclose(boxes * 128, np.array(scene.boxes), atol=1e-3)
@@ -181,19 +188,20 @@ def test_ultralytics_finds_the_data_set(dataset: DataSet) -> None:
     from ultralytics.data.utils import check_det_dataset
 
     found = check_det_dataset(str(dataset.description), autodownload=False)
-    assert found["names"] == {number: str(number) for number in range(10)}
+    assert found["names"] == dict(enumerate(NAMES))
     assert Path(found["train"]) == (dataset.root / "images" / "train").resolve()
 
 
 def test_images_go_to_paths_in_any_script(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    write_image(tmp_path / "číslo 数字.png", image)
-    assert (read_image(tmp_path / "číslo 数字.png") == image).all()
+    path = tmp_path / "číslo 数字.png"
+    write_image(path, image)
+    assert (cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR) == image).all()
 
 
 def test_existing_runs_are_kept(tmp_path: Path) -> None:
     wanted = tmp_path / "new" / "run"
-    made = [new_directory(wanted) for _ in range(3)]
+    made = [make_directory(wanted) for _ in range(3)]
     assert [path.name for path in made] == ["run", "run-2", "run-3"]
     assert all(path.is_dir() and path.is_absolute() for path in made)
 
@@ -205,11 +213,10 @@ def test_a_whole_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     weights = run / "train" / "weights" / "best.pt"
     assert weights.is_file()
     assert (run / "train" / "results.png").is_file()
-    picture = read_image(run / "predictions.png")
-    assert picture.shape[1] > picture.shape[0] > 300  # three held-out scenes: two pairs in the first row, one below
-    assert picture.std() > 20
+    pictures = [run / "train" / f"val_batch0_{name}.jpg" for name in ("labels", "pred")]
+    assert all(cv2.imread(str(picture)).std() > 20 for picture in pictures)
     printed = capsys.readouterr().out
-    for word in ("mAP50", "mAP50-95", str(weights), str(run / "train"), str(run / "predictions.png")):
+    for word in ("mAP50", "mAP50-95", str(weights), str(run / "train"), *map(str, pictures)):
         assert word in printed
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing was left elsewhere
 
@@ -226,18 +233,18 @@ def test_a_whole_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.xpu_hardware
 def test_a_whole_run_on_an_xpu(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output", "on xpu"]) == 0
-    assert (tmp_path / "on xpu" / "predictions.png").is_file()
+    assert (tmp_path / "on xpu" / "train" / "val_batch0_pred.jpg").is_file()
     assert f"device {xpu}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--images", "9"], "--images: 9 was given; it must be at least 10"),
-        (["--imgsz", "100"], "--imgsz: 100 was given; it must be at least 64 and a multiple of 32"),
-        (["--epochs", "0"], "--epochs: 0 was given; it must be at least 1"),
-        (["--seed", "-1"], "--seed: -1 was given; it must be at least 0"),
-        (["--epochs", "many"], "--epochs: invalid whole number value: 'many'"),
+        (["--images", "9"], "--images: '9' was given; it must be an integer of at least 10"),
+        (["--imgsz", "100"], "--imgsz: '100' was given; it must be an integer of at least 64 and a multiple of 32"),
+        (["--epochs", "0"], "--epochs: '0' was given; it must be an integer of at least 1"),
+        (["--seed", "-1"], "--seed: '-1' was given; it must be an integer of at least 0"),
+        (["--epochs", "many"], "--epochs: 'many' was given; it must be an integer of at least 1"),
     ],
 )
 def test_bad_numbers_are_refused(
