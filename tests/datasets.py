@@ -16,7 +16,7 @@ WRITERS: dict[str, Callable[..., Path]] = {task: functools.partial(write, task) 
 """For each task what writes its data set into a directory, and returns what Ultralytics takes as `data`."""
 WRITERS["classify"] = functools.partial(write, "classify", images=9)  # three of each class
 
-segment = WRITERS["segment"]
+segment = functools.partial(write, "segment", classes=len(NAMES))  # of however many names
 
 
 def grounding(description: Path, target: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The bench: what it measures, in which order, what it says of what it can't, and what it leaves behind."""
+"""The bench: what it measures, in which order, what it skips, and what it restores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from yolo_xpu_trainer.upstream.process import process_rows
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 no_xpu = pytest.mark.xpu_profile("none")
 
-# Variables that imports set, and every `YOLO(…)`.
+# Variables that are set by imports and by `YOLO(…)`.
 SET_BY_OTHERS = {"CUBLAS_WORKSPACE_CONFIG", "NO_ALBUMENTATIONS_UPDATE", "TORCHINDUCTOR_CACHE_DIR"}
 
 # 64 images are one optimizer step.
@@ -45,7 +45,7 @@ GPU = Device("xpu:0", "Intel Arc B580 Graphics", "1.6.33578+51", 0)
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm up for two steps, and start no workers, which takes longer than the steps."""
+    """Warm up for two steps, and without workers, because starting them takes longer than the steps."""
     monkeypatch.setattr(timing, "WARMUP", 2)
     monkeypatch.setattr(measuring, "WARMUP", 2)
     arguments = timing._arguments
@@ -68,8 +68,8 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def surroundings() -> dict[str, Any]:
-    """Return what a bench changes and has to put back."""
+def process_state() -> dict[str, Any]:
+    """Return what a bench changes and must restore."""
     import matplotlib
     import ultralytics.engine.trainer as trainer
     from ultralytics.utils import callbacks, checks, torch_utils
@@ -93,13 +93,13 @@ def surroundings() -> dict[str, Any]:
 
 
 @no_xpu
-def test_without_an_xpu_the_cpu_is_measured_and_the_reason_given(
+def test_run_without_xpu_measures_cpu_and_says_why(
     xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process_rows().activate()
-    before = {key: value for key, value in surroundings().items() if key != "select_device"}
+    before = {key: value for key, value in process_state().items() if key != "select_device"}
     assert main([*TINY, "--repeats", "2", "--precision", "fp32,fp16"]) == 0
-    after = surroundings()
+    after = process_state()
     assert {key: after[key] for key in before} == before
     assert getattr(after["select_device"], "__module__", "").startswith("yolo_xpu_trainer")
 
@@ -145,12 +145,14 @@ def test_without_an_xpu_the_cpu_is_measured_and_the_reason_given(
 
 
 @arc_a770
-def test_a_gpu_without_fp64(xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain Ultralytics fails in fp16 and refuses bf16; both are reported, and nothing ends for it."""
-    before = surroundings()
+def test_run_on_gpu_without_fp64(
+    xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain Ultralytics fails in fp16 and refuses bf16; both are reported, and the run continues."""
+    before = process_state()
     assert main([*TINY, "--devices", "xpu", "--modes", "train", "--output", "out"]) == 0
-    after = surroundings()
-    del before["select_device"], after["select_device"]  # made anew when the rows act again
+    after = process_state()
+    del before["select_device"], after["select_device"]  # made anew when the changes are applied again
     assert after == before
 
     report = read(tmp_path / "out")
@@ -185,21 +187,21 @@ def peak(result: dict[str, Any]) -> int:
 
 
 @pytest.mark.xpu_hardware
-def test_an_xpu(xpu: torch.device, short: None, tmp_path: Path) -> None:
-    before = surroundings()["device"]
+def test_run_on_xpu(xpu: torch.device, short: None, tmp_path: Path) -> None:
+    before = process_state()["device"]
     assert main([*TINY, "--devices", "xpu", "--precision", "fp32", "--modes", "infer,train", "--output", "out"]) == 0
-    assert surroundings()["device"] == before
+    assert process_state()["device"] == before
     report = read(tmp_path / "out")
     assert {result["status"] for result in report["results"] if result["implementation"] == "ours"} == {"measured"}
     assert not any(result["status"] == "failed" for result in report["results"])
 
 
-def test_out_of_memory_is_no_figure_for_another_batch(
+def test_out_of_memory_is_a_failure(
     xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trainer that meets it goes on with half the batch, which is not what was asked for."""
+    """The trainer continues with half the batch, which isn't what was requested."""
     begin = timing._Callbacks.batch_start
-    orders = iter([50])  # the number of a kernel in the first forward pass
+    orders = iter([50])  # index of a kernel in the first forward pass
 
     def order(self: timing._Callbacks, trainer: Any) -> None:
         begin(self, trainer)
@@ -218,7 +220,7 @@ def test_out_of_memory_is_no_figure_for_another_batch(
 
 @pytest.mark.parametrize("task", ["11n-seg", "11n-pose", "11n-obb", "11n-cls", "26n-sem", "26n-depth"])
 @no_xpu
-def test_every_task_trains_on_the_data_made_for_it(
+def test_every_task_trains(
     task: str, xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "MIN_IMAGES", 1)
@@ -228,12 +230,12 @@ def test_every_task_trains_on_the_data_made_for_it(
     assert (result["status"], result["reason"]) == ("measured", "")
 
 
-# The order, and what goes wrong
+# Order and failures
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Replace what is measured by a note of it, 100 images per second for anything plain, 150 for ours."""
+    """Record measurements instead of running them: 100 images per second, 150 for ours."""
     done: list[tuple[str, str]] = []
 
     def note(job: Any, case: Case, implementation: str) -> Window:
@@ -249,7 +251,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return done
 
 
-def test_plain_and_ours_take_turns(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_implementations_alternate(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
     process_rows().activate()
     assert main([*TINY, "--repeats", "2", "--devices", "cpu,xpu,xpu:0", "--precision", "fp32", "--output", "out"]) == 0
     turns = ["plain", "ours", "plain", "ours"]
@@ -263,7 +265,7 @@ def test_plain_and_ours_take_turns(xpu: torch.device, recorded: list[tuple[str, 
     assert row[7:] == ["100 (100-100)", "150 (150-150)", "1.50"]
 
 
-def test_compiled_runs_come_beside_the_others(
+def test_compiled_cases_follow_uncompiled_ones(
     xpu: torch.device, recorded: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "obstacle", lambda index: None)
@@ -271,7 +273,7 @@ def test_compiled_runs_come_beside_the_others(
     assert recorded == [(f"infer xpu:0 fp32{c}", who) for c in ("", " compiled") for who in ("plain", "ours")]
 
 
-def test_where_compiling_does_not_work_the_report_says_why(
+def test_compiled_cases_are_skipped_with_reason(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--compile", "--output", "out"]
@@ -282,7 +284,7 @@ def test_where_compiling_does_not_work_the_report_says_why(
     assert all("Triton" in r["reason"] for r in left_out)
 
 
-def test_before_8_4_111_plain_is_not_tried(
+def test_plain_is_skipped_before_8_4_111(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "knows_accelerators", lambda: False)
@@ -293,7 +295,7 @@ def test_before_8_4_111_plain_is_not_tried(
     assert "has no XPU support; versions from 8.4.111 on have" in plain["reason"]
 
 
-def test_what_fails_is_reported_once_and_not_repeated(
+def test_failure_is_reported_once_and_not_repeated(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note: Callable[..., Window] = measuring.train
@@ -313,7 +315,7 @@ def test_what_fails_is_reported_once_and_not_repeated(
     assert report["notes"][-1] == "plain train xpu:0 fp32, plain train xpu:0 fp16 failed: ValueError: it broke"
 
 
-def test_an_interruption_keeps_what_was_measured(
+def test_interruption_keeps_results(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: Any) -> Window:
@@ -327,7 +329,7 @@ def test_an_interruption_keeps_what_was_measured(
     assert not (tmp_path / "runs").exists()
 
 
-# What is refused
+# Refusals
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -370,7 +372,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--devices", "cpu,xpu:7"], "Asked for xpu:7, but this process sees 1 XPU"),
     ],
 )
-def test_bad_input_is_refused(
+def test_bad_values_are_refused(
     arguments: list[str], complaint: str, xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(arguments, capsys).startswith(f"yolo-xpu bench: error: {complaint}")
@@ -378,7 +380,7 @@ def test_bad_input_is_refused(
 
 
 @no_xpu
-def test_an_absent_xpu_alone_is_refused(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_xpu_alone_is_refused(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--devices", "xpu"]) == 2
     assert "the driver shows no XPU" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -399,7 +401,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 class FakeTime:
-    """Stands for the clock: a second passes between two steps."""
+    """A clock that stands still unless a test advances it."""
 
     now = 100.0
 
@@ -424,7 +426,7 @@ def make_settings(**changed: Any) -> settings.Settings:
 
 
 def run_clock(fake: FakeTime, seconds: float, cycle: int = 1, **changed: Any) -> Window:
-    """Step until a window ends; a step takes so many seconds, the first of all a hundred more."""
+    """Step until the window ends; each step takes `seconds`, the first one 100 more."""
     sampler: Any = SimpleNamespace(start=lambda: None, stop=dict)
     clock = timing.Clock(Case("train", CPU, "fp32"), make_settings(**changed), sampler, int)
     fake.now += 100
@@ -434,17 +436,17 @@ def run_clock(fake: FakeTime, seconds: float, cycle: int = 1, **changed: Any) ->
             return window
 
 
-def test_a_window_begins_after_the_warm_up(fake_time: FakeTime) -> None:
+def test_window_starts_after_warmup(fake_time: FakeTime) -> None:
     window = run_clock(fake_time, 0.1, steps=10, batch=16)
     assert (window.warmup_steps, window.steps, window.images) == (settings.WARMUP, 10, 160)
     assert window.images_per_second == pytest.approx(160)
 
 
-def test_a_window_holds_whole_optimizer_steps(fake_time: FakeTime) -> None:
+def test_window_has_whole_optimizer_steps(fake_time: FakeTime) -> None:
     assert run_clock(fake_time, 0.1, cycle=4, steps=10).steps == 12
 
 
-def test_slow_steps_end_warm_up_and_window_early(fake_time: FakeTime) -> None:
+def test_slow_steps_end_warmup_and_window_early(fake_time: FakeTime) -> None:
     window = run_clock(fake_time, 6, cycle=4, steps=100, batch=8)
     assert (window.warmup_steps, window.steps) == (2, 4)
     assert window.images_per_second == pytest.approx(8 / 6)
@@ -466,7 +468,7 @@ def trainer(amp: object, enabled: bool = True, xpu: str = "") -> SimpleNamespace
         (trainer(True, enabled=False, xpu="fp32"), "fp16", False),
     ],
 )
-def test_a_figure_is_for_the_precision_it_is_named_after(running: SimpleNamespace, precision: str, sound: bool) -> None:
+def test_precision_is_checked(running: SimpleNamespace, precision: str, sound: bool) -> None:
     case = Case("train", GPU, precision)
     if sound:
         timing._check_precision(running, case)
@@ -476,14 +478,14 @@ def test_a_figure_is_for_the_precision_it_is_named_after(running: SimpleNamespac
         assert "ran in fp32" in stopped.value.reason
 
 
-def test_a_model_that_was_not_compiled_after_all_is_no_figure() -> None:
+def test_compilation_is_checked() -> None:
     with pytest.raises(timing._Stop):
         timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))
 
 
-# Surroundings
+# Isolation
 
 
 @pytest.fixture
@@ -492,7 +494,7 @@ def rows_afterwards() -> Iterator[None]:
     process_rows().activate()
 
 
-def test_what_acted_before_acts_afterwards(rows_afterwards: None) -> None:
+def test_changes_are_restored(rows_afterwards: None) -> None:
     table = process_rows()
     for active in (True, False):
         (table.activate if active else table.deactivate)()
@@ -505,14 +507,14 @@ def test_what_acted_before_acts_afterwards(rows_afterwards: None) -> None:
         assert table.active is active
 
 
-def test_a_failure_puts_everything_back(rows_afterwards: None) -> None:
-    before = surroundings()
+def test_state_is_restored_after_an_error(rows_afterwards: None) -> None:
+    before = process_state()
     with pytest.raises(ZeroDivisionError), with_package(), quiet():
         print(1 / 0)
-    assert surroundings() == before
+    assert process_state() == before
 
 
-def test_nobody_else_is_told_of_a_training() -> None:
+def test_integration_callbacks_are_suppressed() -> None:
     from ultralytics.utils import callbacks
 
     def fail(*args: object) -> None:
@@ -524,7 +526,7 @@ def test_nobody_else_is_told_of_a_training() -> None:
     assert instance.callbacks == {"on_train_start": [fail]}
 
 
-def test_errors_are_one_line() -> None:
+def test_first_line_of_an_error() -> None:
     assert first_line(ValueError("\n  a\nb")) == "ValueError: a"
     assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert len(first_line(ValueError("word " * 1000))) <= 200
@@ -533,12 +535,12 @@ def test_errors_are_one_line() -> None:
 # Telemetry
 
 
-def test_telemetry_is_the_median_of_what_the_driver_tells(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_is_the_median_of_readings(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([90.0, 97.0, 20.0, 98.0])
 
     def utilization(device: int) -> float:
         time.sleep(0.01)
-        return next(told)  # in the end it raises
+        return next(told)  # raises at the end
 
     monkeypatch.setattr(torch.xpu, "utilization", utilization)
     monkeypatch.setattr(torch.xpu, "power_draw", lambda device: 150.0)
@@ -552,7 +554,7 @@ def test_telemetry_is_the_median_of_what_the_driver_tells(xpu: torch.device, mon
     assert sampler.stop() == {"utilization": 97.0, "power_draw": 150.0}
 
 
-def test_where_torch_has_no_telemetry_nothing_is_read(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_without_torch_functions_is_empty(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in telemetry.READINGS:
         monkeypatch.delattr(torch.xpu, name, raising=False)
     names, note = telemetry.readable(0)
@@ -566,7 +568,7 @@ def test_where_torch_has_no_telemetry_nothing_is_read(xpu: torch.device, monkeyp
 # Data
 
 
-def test_the_data_set_has_whole_batches_and_is_the_same_every_time(tmp_path: Path) -> None:
+def test_data_set_has_whole_batches_and_is_deterministic(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(task="detect", names=["a", "b", "c"], keypoints=(17, 3))
     contents = []
     for name in ("a", "b"):
@@ -600,7 +602,7 @@ def test_figures_have_three_digits() -> None:
     assert [figure(value) for value in (0.5, 9.996, 12.34, 99.96, 1234.5)] == ["0.50", "10.0", "12.3", "100", "1234"]
 
 
-def test_a_table_row_has_speed_memory_and_telemetry() -> None:
+def test_table_row_has_speed_memory_and_telemetry() -> None:
     from rich.console import Console
 
     case = Case("train", GPU, "bf16")
@@ -615,7 +617,7 @@ def test_a_table_row_has_speed_memory_and_telemetry() -> None:
     assert "Simulated" not in markdown(make_report(plain, ours))
 
 
-def test_warnings_of_ultralytics_are_passed_on(log: list[logging.LogRecord]) -> None:
+def test_ultralytics_warnings_become_footnotes(log: list[logging.LogRecord]) -> None:
     logger = logging.getLogger("ultralytics")
     with plain_ultralytics(), quiet() as warned:
         for text in ("\x1b[34mXPU:\x1b[0m it is slow\nbecause", "XPU: it is slow", "cache='ram' may produce"):
@@ -630,7 +632,7 @@ def test_warnings_of_ultralytics_are_passed_on(log: list[logging.LogRecord]) -> 
     assert make_report(*results).footnotes() == [expected]
 
 
-def test_doubtful_figures_say_so() -> None:
+def test_doubtful_figures_have_footnotes() -> None:
     waiting = [window(100, waiting_seconds=2.0, optimizer_steps=(7, 8)) for _ in range(3)]
     fine = [window(100, waiting_seconds=0.1, optimizer_steps=(8, 8))]
     notes = make_report(
@@ -642,7 +644,7 @@ def test_doubtful_figures_say_so() -> None:
     assert "ours train xpu:0 fp16 took 21 of 24 optimizer steps" in notes[1]
 
 
-def test_a_chart_says_that_a_device_is_simulated() -> None:
+def test_chart_says_that_a_device_is_simulated() -> None:
     from yolo_xpu_trainer.commands.bench.chart import _texts
 
     title, details = _texts(make_report(), characters=80)

@@ -21,7 +21,7 @@ SCRIPT = Path(sysconfig.get_path("scripts")) / ("yolo-xpu.exe" if os.name == "nt
 
 
 def doctor(profile: str | None, command: list[str] | None = None, **variables: str) -> tuple[int, str]:
-    """Ask on a simulated machine, or (None) with a PyTorch that has no XPU support; return exit code and answer."""
+    """Run on a simulated machine, or (None) with a PyTorch without XPU support; return exit code and output."""
     masks = ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")
     environment = {k: v for k, v in os.environ.items() if k not in ("XPU_SIMULATOR", *masks)}
     environment |= {"COLUMNS": "250", **({"XPU_SIMULATOR": profile} if profile else {}), **variables}
@@ -32,7 +32,7 @@ def doctor(profile: str | None, command: list[str] | None = None, **variables: s
 
 
 def cells(answer: str, name: str) -> list[str]:
-    """Return what a table says in the row of that name."""
+    """Return the cells of the table row with that name."""
     (row,) = [line for line in answer.splitlines() if line.strip("│| ").startswith(name)]
     return [cell.strip() for cell in row.strip("│| ").split("│")][1:]
 
@@ -52,7 +52,7 @@ def test_one_gpu() -> None:
     assert cells(answer, "amp=True means")[0].startswith("bf16")
 
 
-def test_two_gpus_by_the_installed_command() -> None:
+def test_two_gpus_with_installed_command() -> None:
     code, answer = doctor("max-1550", [str(SCRIPT), "doctor"])
     assert code == 0
     assert "xpu:0 Intel Data Center GPU Max 1550" in answer
@@ -60,7 +60,7 @@ def test_two_gpus_by_the_installed_command() -> None:
     assert cells(answer, "memory") == ["64.0 GiB", "64.0 GiB"]
 
 
-def test_a_laptop_whose_driver_can_not_tell_its_free_memory() -> None:
+def test_laptop_whose_driver_reports_no_free_memory() -> None:
     code, answer = doctor("core-ultra-155h")
     assert code == 0
     assert cells(answer, "memory") == ["29.0 GiB"]
@@ -73,7 +73,7 @@ def test_a_laptop_whose_driver_can_not_tell_its_free_memory() -> None:
     assert cells(answer, "amp=True means")[0].startswith("fp16")
 
 
-def test_it_lists_what_is_changed_in_ultralytics_and_why() -> None:
+def test_changes_are_listed_with_reason() -> None:
     _, answer = doctor("arc-b580")
     state, because = cells(answer, "utils.torch_utils:select_device")
     assert state == "active"
@@ -90,20 +90,20 @@ def test_no_gpu() -> None:
     assert "https://dgpu-docs.intel.com" in answer
 
 
-def test_a_mask_that_hides_the_gpu() -> None:
+def test_mask_that_hides_the_gpu() -> None:
     code, answer = doctor("arc-b580", ZE_AFFINITY_MASK="3")
     assert code == 1
     assert "ZE_AFFINITY_MASK='3'" in answer
 
 
-def test_the_wrong_build() -> None:
+def test_wrong_build() -> None:
     code, answer = doctor(None)
     assert code == 1
     assert "is built without XPU support" in answer
     assert "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu" in answer
 
 
-def test_it_names_a_broken_plugin(tmp_path: Path) -> None:
+def test_broken_plugin_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('it fell apart')")
     metadata = tmp_path / "broken_plugin-1.dist-info"
     metadata.mkdir()

@@ -15,12 +15,24 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FEW", "MANY", "NAMES", "TASKS", "Density", "Scene", "draw", "row", "write"]
-__all__ += ["write_description", "write_image", "write_labels"]
+__all__ = [
+    "FEW",
+    "MANY",
+    "NAMES",
+    "TASKS",
+    "Density",
+    "Scene",
+    "draw",
+    "row",
+    "write",
+    "write_description",
+    "write_image",
+    "write_labels",
+]
 
+TASKS = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
 NAMES = ("red block", "green block", "blue block")
 _COLOURS = ((40, 40, 220), (40, 200, 60), (220, 80, 40))  # BGR
-TASKS = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
 _GRAINS = 64  # the noise has at most this many grains along each side
 
 Image = npt.NDArray[np.uint8]
@@ -88,6 +100,7 @@ def write(
     *,
     val: int | None = None,
     names: Sequence[str] = NAMES,
+    classes: int | None = None,
     density: Density = FEW,
     keypoints: tuple[int, int] = (4, 3),
     suffix: str = ".png",
@@ -101,6 +114,7 @@ def write(
         size: Side of an image in pixels.
         val: Number of validation images, by default as many as training images.
         names: Of the classes. "classify" uses the first three at most, "depth" none.
+        classes: Number of classes that are drawn, by default as many as there are names.
         density: How many rectangles an image has.
         keypoints: For "pose": points of an object, and values of a point, 2 or 3.
         suffix: Format of the images: ".png", or ".jpg", which is smaller.
@@ -115,7 +129,7 @@ def write(
                 number = i % min(len(names), len(_COLOURS))
                 write_image(root / split / names[number] / f"{i}{suffix}", _one_colour(number, size, rng))
                 continue
-            scene = draw(size, rng, len(names), density)
+            scene = draw(size, rng, classes or len(names), density)
             write_image(root / "images" / split / f"{i}{suffix}", scene.image)
             if task == "semantic":
                 write_image(root / "masks" / split / f"{i}.png", _mask(scene))

@@ -73,7 +73,7 @@ def markdown(report: Report) -> str:
     console.print(f"Images per second, {report.subject}; {_statistic(report)}:")
     console.print(drawn)
     console.print(*(f"- {note}" for note in report.footnotes()), sep="\n", soft_wrap=True)
-    return text.getvalue().strip() + "\n"
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip() + "\n"
 
 
 def figure(value: float) -> str:
