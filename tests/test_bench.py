@@ -1,4 +1,4 @@
-"""The bench: what it measures, in which order, what it says of what it can't, and what it leaves behind."""
+"""The bench: what it measures, in which order, what it skips, and what it restores."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ import torch
 from xpu_simulator import faults
 from yolo_xpu_trainer import compiling
 from yolo_xpu_trainer.commands import main
-from yolo_xpu_trainer.commands.bench import data, measuring, settings, telemetry, timing
-from yolo_xpu_trainer.commands.bench.isolation import as_ours, as_plain, first_line, quiet
+from yolo_xpu_trainer.commands.bench import measuring, settings, telemetry, timing
+from yolo_xpu_trainer.commands.bench.isolation import first_line, plain_ultralytics, quiet, with_package
 from yolo_xpu_trainer.commands.bench.output import figure, markdown, table
-from yolo_xpu_trainer.commands.bench.results import Case, Report, Result, Target, Window
+from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
 from yolo_xpu_trainer.upstream.process import process_rows
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 no_xpu = pytest.mark.xpu_profile("none")
 
-# Variables that imports set, and every `YOLO(…)`.
+# Variables that are set by imports and by `YOLO(…)`.
 SET_BY_OTHERS = {"CUBLAS_WORKSPACE_CONFIG", "NO_ALBUMENTATIONS_UPDATE", "TORCHINDUCTOR_CACHE_DIR"}
 
 # 64 images are one optimizer step.
 TINY = ["bench", "--imgsz", "64", "--batch", "64", "--steps", "1", "--repeats", "1"]
-CPU = Target("cpu", "A Processor")
-GPU = Target("xpu:0", "Intel Arc B580 Graphics", "1.6.33578+51", 0)
+CPU = Device("cpu", "A Processor")
+GPU = Device("xpu:0", "Intel Arc B580 Graphics", "1.6.33578+51", 0)
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm up for two steps, and start no workers, which takes longer than the steps."""
+    """Warm up for two steps, and without workers, because starting them takes longer than the steps."""
     monkeypatch.setattr(timing, "WARMUP", 2)
     monkeypatch.setattr(measuring, "WARMUP", 2)
     arguments = timing._arguments
@@ -68,8 +68,8 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def surroundings() -> dict[str, Any]:
-    """Return what a bench changes and has to put back."""
+def process_state() -> dict[str, Any]:
+    """Return what a bench changes and must restore."""
     import matplotlib
     import ultralytics.engine.trainer as trainer
     from ultralytics.utils import callbacks, checks, torch_utils
@@ -93,18 +93,18 @@ def surroundings() -> dict[str, Any]:
 
 
 @no_xpu
-def test_without_an_xpu_the_cpu_is_measured_and_the_reason_given(
+def test_run_without_xpu_measures_cpu_and_says_why(
     xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process_rows().activate()
-    before = {key: value for key, value in surroundings().items() if key != "select_device"}
+    before = {key: value for key, value in process_state().items() if key != "select_device"}
     assert main([*TINY, "--repeats", "2", "--precision", "fp32,fp16"]) == 0
-    after = surroundings()
+    after = process_state()
     assert {key: after[key] for key in before} == before
     assert getattr(after["select_device"], "__module__", "").startswith("yolo_xpu_trainer")
 
     printed = capsys.readouterr().out
-    assert "xpu can't be measured: PyTorch has XPU support, but the driver shows no XPU" in printed
+    assert "can't measure xpu: PyTorch has XPU support, but the driver shows no XPU" in printed
     assert "Caching" not in printed
     directory = tmp_path / "runs" / "xpu-bench"
     assert sorted(path.name for path in directory.iterdir()) == ["bench.json", "bench.md", "bench.png"]
@@ -122,7 +122,7 @@ def test_without_an_xpu_the_cpu_is_measured_and_the_reason_given(
     for (_, _, precision, _), result in results.items():
         if precision == "fp16":
             assert (result["status"], result["images_per_second"]) == ("skipped", None)
-            assert "fp32 only" in result["reason"]
+            assert "only supports fp32" in result["reason"]
             continue
         speed = result["images_per_second"]
         assert 0 < speed["least"] <= speed["median"] <= speed["greatest"]
@@ -145,12 +145,14 @@ def test_without_an_xpu_the_cpu_is_measured_and_the_reason_given(
 
 
 @arc_a770
-def test_a_gpu_without_fp64(xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain Ultralytics fails in fp16 and refuses bf16; both are reported, and nothing ends for it."""
-    before = surroundings()
+def test_run_on_gpu_without_fp64(
+    xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain Ultralytics fails in fp16 and refuses bf16; both are reported, and the run continues."""
+    before = process_state()
     assert main([*TINY, "--devices", "xpu", "--modes", "train", "--output", "out"]) == 0
-    after = surroundings()
-    del before["select_device"], after["select_device"]  # made anew when the rows act again
+    after = process_state()
+    del before["select_device"], after["select_device"]  # made anew when the changes are applied again
     assert after == before
 
     report = read(tmp_path / "out")
@@ -177,7 +179,7 @@ def test_a_gpu_without_fp64(xpu: torch.device, short: None, tmp_path: Path, caps
     assert "**Simulated XPU: no hardware was measured.**" in text
     assert [row[6:8] for row in rows(text)][1:] == [["train fp16", "failed"], ["train bf16", "-"]]
     assert {(row[0], row[1]) for row in rows(text)} == {("Intel Arc A770 Graphics (simulated)", "1.6.33578+51")}
-    assert len([note for note in report["notes"] if "doesn't tell" in note]) == 1
+    assert len([note for note in report["notes"] if "provides no readings of" in note]) == 1
 
 
 def peak(result: dict[str, Any]) -> int:
@@ -185,58 +187,58 @@ def peak(result: dict[str, Any]) -> int:
 
 
 @pytest.mark.xpu_hardware
-def test_an_xpu(xpu: torch.device, short: None, tmp_path: Path) -> None:
-    before = surroundings()["device"]
+def test_run_on_xpu(xpu: torch.device, short: None, tmp_path: Path) -> None:
+    before = process_state()["device"]
     assert main([*TINY, "--devices", "xpu", "--precision", "fp32", "--modes", "infer,train", "--output", "out"]) == 0
-    assert surroundings()["device"] == before
+    assert process_state()["device"] == before
     report = read(tmp_path / "out")
     assert {result["status"] for result in report["results"] if result["implementation"] == "ours"} == {"measured"}
     assert not any(result["status"] == "failed" for result in report["results"])
 
 
-def test_out_of_memory_is_no_figure_for_another_batch(
+def test_out_of_memory_is_a_failure(
     xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trainer that meets it goes on with half the batch, which is not what was asked for."""
-    begin = timing._Watch.batch_start
-    orders = iter([50])  # the number of a kernel in the first forward pass
+    """The trainer continues with half the batch, which isn't what was requested."""
+    begin = timing._Callbacks.batch_start
+    orders = iter([50])  # index of a kernel in the first forward pass
 
-    def order(self: timing._Watch, trainer: Any) -> None:
+    def order(self: timing._Callbacks, trainer: Any) -> None:
         begin(self, trainer)
         for launch in orders:
             faults.out_of_memory(at_launch=launch)
 
-    monkeypatch.setattr(timing._Watch, "batch_start", order)
+    monkeypatch.setattr(timing._Callbacks, "batch_start", order)
     arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--output", "out"]
     assert main([*TINY, *arguments]) == 0
     report = read(tmp_path / "out")
     plain, ours = (by_case(report)["train", "xpu:0", "fp32", code] for code in ("plain", "ours"))
-    assert plain["reason"] == "out of memory with batch 64 (the trainer goes on with 32)"
+    assert plain["reason"] == "out of memory with batch 64 (the trainer continued with 32)"
     assert (plain["status"], plain["windows"]) == ("failed", [])
     assert ours["status"] == "measured"
 
 
-@pytest.mark.parametrize("task", ["seg", "pose", "obb", "cls"])
+@pytest.mark.parametrize("task", ["11n-seg", "11n-pose", "11n-obb", "11n-cls", "26n-sem", "26n-depth"])
 @no_xpu
-def test_every_task_trains_on_the_data_made_for_it(
+def test_every_task_trains(
     task: str, xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MIN_IMAGES", 1)
-    arguments = ["--model", f"yolo11n-{task}.yaml", "--devices", "cpu", "--precision", "fp32", "--modes", "train"]
+    monkeypatch.setattr(measuring, "MIN_IMAGES", 1)
+    arguments = ["--model", f"yolo{task}.yaml", "--devices", "cpu", "--precision", "fp32", "--modes", "train"]
     assert main([*TINY, *arguments, "--output", "out"]) == 0
     (result,) = read(tmp_path / "out")["results"]
     assert (result["status"], result["reason"]) == ("measured", "")
 
 
-# The order, and what goes wrong
+# Order and failures
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Replace what is measured by a note of it, 100 images per second for anything plain, 150 for ours."""
+    """Record measurements instead of running them: 100 images per second, 150 for ours."""
     done: list[tuple[str, str]] = []
 
-    def note(subject: Any, case: Case, implementation: str, *args: Any) -> Window:
+    def note(job: Any, case: Case, implementation: str) -> Window:
         import ultralytics.engine.trainer as trainer
 
         assert process_rows().active is (implementation == "ours")
@@ -249,7 +251,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return done
 
 
-def test_plain_and_ours_take_turns(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_implementations_alternate(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
     process_rows().activate()
     assert main([*TINY, "--repeats", "2", "--devices", "cpu,xpu,xpu:0", "--precision", "fp32", "--output", "out"]) == 0
     turns = ["plain", "ours", "plain", "ours"]
@@ -263,7 +265,7 @@ def test_plain_and_ours_take_turns(xpu: torch.device, recorded: list[tuple[str, 
     assert row[7:] == ["100 (100-100)", "150 (150-150)", "1.50"]
 
 
-def test_compiled_runs_come_beside_the_others(
+def test_compiled_cases_follow_uncompiled_ones(
     xpu: torch.device, recorded: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "obstacle", lambda index: None)
@@ -271,7 +273,7 @@ def test_compiled_runs_come_beside_the_others(
     assert recorded == [(f"infer xpu:0 fp32{c}", who) for c in ("", " compiled") for who in ("plain", "ours")]
 
 
-def test_where_compiling_does_not_work_the_report_says_why(
+def test_compiled_cases_are_skipped_with_reason(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--compile", "--output", "out"]
@@ -282,7 +284,7 @@ def test_where_compiling_does_not_work_the_report_says_why(
     assert all("Triton" in r["reason"] for r in left_out)
 
 
-def test_before_8_4_111_plain_is_not_tried(
+def test_plain_is_skipped_before_8_4_111(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "knows_accelerators", lambda: False)
@@ -290,19 +292,19 @@ def test_before_8_4_111_plain_is_not_tried(
     assert {who for _, who in recorded} == {"ours"}
     plain = by_case(read(tmp_path / "out"))["train", "xpu:0", "fp16", "plain"]
     assert plain["status"] == "skipped"
-    assert "knows no XPU; it does since 8.4.111" in plain["reason"]
+    assert "has no XPU support; versions from 8.4.111 on have" in plain["reason"]
 
 
-def test_what_fails_is_reported_once_and_not_repeated(
+def test_failure_is_reported_once_and_not_repeated(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note: Callable[..., Window] = measuring.train
 
-    def fail(subject: Any, case: Case, implementation: str, *args: Any) -> Window:
+    def fail(job: Any, case: Case, implementation: str) -> Window:
         if implementation == "plain":
             recorded.append(("failed", case.precision))
             raise ValueError("\nit broke\nand here is why")
-        return note(subject, case, implementation, *args)
+        return note(job, case, implementation)
 
     monkeypatch.setattr(measuring, "train", fail)
     arguments = ["--repeats", "3", "--devices", "xpu", "--precision", "fp32,fp16", "--modes", "train"]
@@ -313,7 +315,7 @@ def test_what_fails_is_reported_once_and_not_repeated(
     assert report["notes"][-1] == "plain train xpu:0 fp32, plain train xpu:0 fp16 failed: ValueError: it broke"
 
 
-def test_an_interruption_keeps_what_was_measured(
+def test_interruption_keeps_results(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: Any) -> Window:
@@ -327,42 +329,58 @@ def test_an_interruption_keeps_what_was_measured(
     assert not (tmp_path / "runs").exists()
 
 
-# What is refused
+# Refusals
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the message of a refusal."""
+    try:
+        code = main([*TINY, *arguments])
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--precision", "fp32,fp8"], "--precision 'fp32,fp8' names 'fp8'; it takes any of fp32, fp16, bf16"),
-        (["--devices", "cpu,abacus"], "--devices 'cpu,abacus' names 'abacus'; it takes any of cpu, xpu, xpu:0, xpu:1"),
-        (["--devices", ","], "--devices ',' names nothing; it takes any of cpu, xpu"),
-        (["--modes", "train,val"], "--modes 'train,val' names 'val'; it takes any of train, infer"),
-        (["--batch", "0"], "--batch '0' was given; it takes a whole number of at least 1."),
-        (["--batch", "-4"], "--batch '-4' was given"),
-        (["--steps", "many"], "--steps 'many' was given; it takes a whole number of at least 1."),
-        (["--repeats", "0"], "--repeats '0' was given"),
+        (
+            ["--precision", "fp32,fp8"],
+            "argument --precision: 'fp8' was given; it must be a comma-separated list of fp32, fp16, bf16",
+        ),
+        (
+            ["--devices", "cpu,abacus"],
+            "argument --devices: 'abacus' was given; it must be a comma-separated list of cpu",
+        ),
+        (["--devices", ","], "argument --devices: nothing was given; it must be a comma-separated list of cpu, xpu"),
+        (
+            ["--modes", "train,val"],
+            "argument --modes: 'val' was given; it must be a comma-separated",
+        ),
+        (["--batch", "0"], "argument --batch: '0' was given; it must be an integer of at least 1"),
+        (["--batch", "-4"], "argument --batch: '-4' was given"),
+        (["--steps", "many"], "argument --steps: 'many' was given; it must be an integer of at least 1"),
+        (["--repeats", "0"], "argument --repeats: '0' was given"),
         (
             ["--imgsz", "100"],
-            "--imgsz '100' was given; it takes a whole number of at least 64 that is a multiple of 32",
+            "argument --imgsz: '100' was given; it must be an integer of at least 64 and a multiple of 32",
         ),
-        (["--model", "yolo11n.onnx"], "--model 'yolo11n.onnx' can't be trained"),
-        (["--model", "nonsense.yaml"], "--model 'nonsense.yaml' can't be loaded (FileNotFoundError"),
-        (["--model", "nonsense.pt"], "--model 'nonsense.pt' can't be loaded"),
+        (["--model", "yolo11n.onnx"], "argument --model: 'yolo11n.onnx' can't be trained"),
+        (["--model", "nonsense.yaml"], "can't load --model 'nonsense.yaml' (FileNotFoundError"),
+        (["--model", "nonsense.pt"], "can't load --model 'nonsense.pt'"),
         (["--devices", "cpu,xpu:7"], "Asked for xpu:7, but this process sees 1 XPU"),
     ],
 )
-def test_bad_input_is_refused(
+def test_bad_values_are_refused(
     arguments: list[str], complaint: str, xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*TINY, *arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"yolo-xpu bench: error: {complaint}")
-    assert message.count("\n") == 1
+    assert refused(arguments, capsys).startswith(f"yolo-xpu bench: error: {complaint}")
     assert not list(tmp_path.iterdir())
 
 
 @no_xpu
-def test_an_absent_xpu_alone_is_refused(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_xpu_alone_is_refused(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--devices", "xpu"]) == 2
     assert "the driver shows no XPU" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -375,7 +393,7 @@ def test_help_imports_nothing_heavy() -> None:
         "finally:\n    print([n for n in ('torch', 'ultralytics', 'numpy', 'cv2', 'rich') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Training is the whole loop" in done.stdout
+    assert "Training is the complete loop" in done.stdout
     assert done.stdout.endswith("[]\n")
 
 
@@ -383,7 +401,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 class FakeTime:
-    """Stands for the clock: a second passes between two steps."""
+    """A clock that stands still unless a test advances it."""
 
     now = 100.0
 
@@ -403,11 +421,12 @@ def make_settings(**changed: Any) -> settings.Settings:
     from yolo_xpu_trainer.commands import bench
 
     bench.add_arguments(parser)
-    return settings.parse(parser.parse_args([word for k, v in changed.items() for word in (f"--{k}", str(v))]))
+    words = [word for k, v in changed.items() for word in (f"--{k}", str(v))]
+    return settings.Settings.from_arguments(parser.parse_args(words))
 
 
 def run_clock(fake: FakeTime, seconds: float, cycle: int = 1, **changed: Any) -> Window:
-    """Step until a window ends; a step takes so many seconds, the first of all a hundred more."""
+    """Step until the window ends; each step takes `seconds`, the first one 100 more."""
     sampler: Any = SimpleNamespace(start=lambda: None, stop=dict)
     clock = timing.Clock(Case("train", CPU, "fp32"), make_settings(**changed), sampler, int)
     fake.now += 100
@@ -417,17 +436,17 @@ def run_clock(fake: FakeTime, seconds: float, cycle: int = 1, **changed: Any) ->
             return window
 
 
-def test_a_window_begins_after_the_warm_up(fake_time: FakeTime) -> None:
+def test_window_starts_after_warmup(fake_time: FakeTime) -> None:
     window = run_clock(fake_time, 0.1, steps=10, batch=16)
     assert (window.warmup_steps, window.steps, window.images) == (settings.WARMUP, 10, 160)
     assert window.images_per_second == pytest.approx(160)
 
 
-def test_a_window_holds_whole_optimizer_steps(fake_time: FakeTime) -> None:
+def test_window_has_whole_optimizer_steps(fake_time: FakeTime) -> None:
     assert run_clock(fake_time, 0.1, cycle=4, steps=10).steps == 12
 
 
-def test_slow_steps_end_warm_up_and_window_early(fake_time: FakeTime) -> None:
+def test_slow_steps_end_warmup_and_window_early(fake_time: FakeTime) -> None:
     window = run_clock(fake_time, 6, cycle=4, steps=100, batch=8)
     assert (window.warmup_steps, window.steps) == (2, 4)
     assert window.images_per_second == pytest.approx(8 / 6)
@@ -449,24 +468,24 @@ def trainer(amp: object, enabled: bool = True, xpu: str = "") -> SimpleNamespace
         (trainer(True, enabled=False, xpu="fp32"), "fp16", False),
     ],
 )
-def test_a_figure_is_for_the_precision_it_is_named_after(running: SimpleNamespace, precision: str, sound: bool) -> None:
+def test_precision_is_checked(running: SimpleNamespace, precision: str, sound: bool) -> None:
     case = Case("train", GPU, precision)
     if sound:
         timing._check_precision(running, case)
     else:
-        with pytest.raises(timing._Left) as left:
+        with pytest.raises(timing._Stop) as stopped:
             timing._check_precision(running, case)
-        assert "ran in fp32" in left.value.reason
+        assert "ran in fp32" in stopped.value.reason
 
 
-def test_a_model_that_was_not_compiled_after_all_is_no_figure() -> None:
-    with pytest.raises(timing._Left):
+def test_compilation_is_checked() -> None:
+    with pytest.raises(timing._Stop):
         timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))
 
 
-# Surroundings
+# Isolation
 
 
 @pytest.fixture
@@ -475,39 +494,39 @@ def rows_afterwards() -> Iterator[None]:
     process_rows().activate()
 
 
-def test_what_acted_before_acts_afterwards(rows_afterwards: None) -> None:
+def test_changes_are_restored(rows_afterwards: None) -> None:
     table = process_rows()
     for active in (True, False):
         (table.activate if active else table.deactivate)()
-        with as_plain():
+        with plain_ultralytics():
             assert not table.active
             assert not table.acting
         assert table.active is active
-        with as_ours(), quiet():
+        with with_package(), quiet():
             assert table.active
         assert table.active is active
 
 
-def test_a_failure_puts_everything_back(rows_afterwards: None) -> None:
-    before = surroundings()
-    with pytest.raises(ZeroDivisionError), as_ours(), quiet():
+def test_state_is_restored_after_an_error(rows_afterwards: None) -> None:
+    before = process_state()
+    with pytest.raises(ZeroDivisionError), with_package(), quiet():
         print(1 / 0)
-    assert surroundings() == before
+    assert process_state() == before
 
 
-def test_nobody_else_is_told_of_a_training() -> None:
+def test_integration_callbacks_are_suppressed() -> None:
     from ultralytics.utils import callbacks
 
     def fail(*args: object) -> None:
         raise AssertionError("told")
 
     instance = SimpleNamespace(callbacks={"on_train_start": [fail]})
-    with as_plain(), quiet():
+    with plain_ultralytics(), quiet():
         callbacks.add_integration_callbacks(instance)
     assert instance.callbacks == {"on_train_start": [fail]}
 
 
-def test_errors_are_one_line() -> None:
+def test_first_line_of_an_error() -> None:
     assert first_line(ValueError("\n  a\nb")) == "ValueError: a"
     assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert len(first_line(ValueError("word " * 1000))) <= 200
@@ -516,18 +535,18 @@ def test_errors_are_one_line() -> None:
 # Telemetry
 
 
-def test_telemetry_is_the_median_of_what_the_driver_tells(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_is_the_median_of_readings(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([90.0, 97.0, 20.0, 98.0])
 
     def utilization(device: int) -> float:
         time.sleep(0.01)
-        return next(told)  # in the end it raises
+        return next(told)  # raises at the end
 
     monkeypatch.setattr(torch.xpu, "utilization", utilization)
     monkeypatch.setattr(torch.xpu, "power_draw", lambda device: 150.0)
     names, note = telemetry.readable(0)
     assert names == ["utilization", "power_draw"]
-    assert note.startswith("xpu:0 doesn't tell its temperature, clock_rate, memory_usage (ImportError: pyzes")
+    assert note.startswith("xpu:0 provides no readings of temperature, clock_rate, memory_usage (ImportError: pyzes")
     sampler = telemetry.Sampler(0, names)
     sampler.start()
     time.sleep(0.7)
@@ -535,7 +554,7 @@ def test_telemetry_is_the_median_of_what_the_driver_tells(xpu: torch.device, mon
     assert sampler.stop() == {"utilization": 97.0, "power_draw": 150.0}
 
 
-def test_where_torch_has_no_telemetry_nothing_is_read(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_without_torch_functions_is_empty(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in telemetry.READINGS:
         monkeypatch.delattr(torch.xpu, name, raising=False)
     names, note = telemetry.readable(0)
@@ -549,11 +568,11 @@ def test_where_torch_has_no_telemetry_nothing_is_read(xpu: torch.device, monkeyp
 # Data
 
 
-def test_the_data_set_has_whole_batches_and_is_the_same_every_time(tmp_path: Path) -> None:
-    subject: Any = SimpleNamespace(task="detect", classes=3, keypoints=(17, 3))
+def test_data_set_has_whole_batches_and_is_deterministic(tmp_path: Path) -> None:
+    model: Any = SimpleNamespace(task="detect", names=["a", "b", "c"], keypoints=(17, 3))
     contents = []
     for name in ("a", "b"):
-        description = data.write(tmp_path / name, subject, batch=48, size=64)
+        description = measuring.write_data(tmp_path / name, model, batch=48, imgsz=64)
         images = sorted((description.parent / "images" / "train").iterdir())
         assert len(images) == 144
         contents.append([path.read_bytes() for path in images])
@@ -583,7 +602,7 @@ def test_figures_have_three_digits() -> None:
     assert [figure(value) for value in (0.5, 9.996, 12.34, 99.96, 1234.5)] == ["0.50", "10.0", "12.3", "100", "1234"]
 
 
-def test_a_table_row_has_speed_memory_and_telemetry() -> None:
+def test_table_row_has_speed_memory_and_telemetry() -> None:
     from rich.console import Console
 
     case = Case("train", GPU, "bf16")
@@ -598,9 +617,9 @@ def test_a_table_row_has_speed_memory_and_telemetry() -> None:
     assert "Simulated" not in markdown(make_report(plain, ours))
 
 
-def test_warnings_of_ultralytics_are_passed_on(log: list[logging.LogRecord]) -> None:
+def test_ultralytics_warnings_become_footnotes(log: list[logging.LogRecord]) -> None:
     logger = logging.getLogger("ultralytics")
-    with as_plain(), quiet() as warned:
+    with plain_ultralytics(), quiet() as warned:
         for text in ("\x1b[34mXPU:\x1b[0m it is slow\nbecause", "XPU: it is slow", "cache='ram' may produce"):
             logger.warning(text)
         logger.info("loading")
@@ -613,7 +632,7 @@ def test_warnings_of_ultralytics_are_passed_on(log: list[logging.LogRecord]) -> 
     assert make_report(*results).footnotes() == [expected]
 
 
-def test_doubtful_figures_say_so() -> None:
+def test_doubtful_figures_have_footnotes() -> None:
     waiting = [window(100, waiting_seconds=2.0, optimizer_steps=(7, 8)) for _ in range(3)]
     fine = [window(100, waiting_seconds=0.1, optimizer_steps=(8, 8))]
     notes = make_report(
@@ -625,14 +644,14 @@ def test_doubtful_figures_say_so() -> None:
     assert "ours train xpu:0 fp16 took 21 of 24 optimizer steps" in notes[1]
 
 
-def test_a_chart_says_that_a_device_is_simulated() -> None:
+def test_chart_says_that_a_device_is_simulated() -> None:
     from yolo_xpu_trainer.commands.bench.chart import _texts
 
     title, details = _texts(make_report(), characters=80)
     assert title == "yolo11n, imgsz 640, batch 16 on Intel Arc B580 Graphics"
     assert "driver 1.6.33578+51" in details
     report = make_report()
-    report.targets[1] = Target("xpu:0", "Intel Arc B580 Graphics", index=0, simulated=True)
+    report.devices[1] = Device("xpu:0", "Intel Arc B580 Graphics", index=0, simulated=True)
     title, _ = _texts(report, characters=80)
     assert title.splitlines()[0] == "SIMULATED XPU: no hardware was measured"
     assert title.endswith("(simulated)")

@@ -1,4 +1,4 @@
-"""The frame of the command line: what it imports, what it answers, which exit code."""
+"""The `yolo-xpu` command: imports, help, exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert done.stdout.endswith("imported: []\n")
 
 
-def test_runs_as_a_module() -> None:
+def test_runs_as_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "yolo_xpu_trainer", "--help"], capture_output=True, text=True, check=True
     )
@@ -39,7 +39,7 @@ def test_runs_as_a_module() -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["--nonsense"]])
-def test_what_is_no_command_ends_with_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_prints_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         commands.main(argv)
     assert ended.value.code == 2
@@ -47,7 +47,7 @@ def test_what_is_no_command_ends_with_usage(argv: list[str], capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
-def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         commands.main([name, "--help"])
     assert ended.value.code == 0
@@ -56,21 +56,21 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Add a command `probe` that does whatever its `run` is made to do."""
+    """Add a command `probe`, whose `run` tests replace."""
     module = ModuleType("yolo_xpu_trainer.commands.probe")
     module.add_arguments = lambda parser: parser.add_argument("--code", type=int, default=0)  # type: ignore[attr-defined]
     module.run = lambda args: args.code  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(commands.COMMANDS, "probe", "look at the frame")
+    monkeypatch.setitem(commands.COMMANDS, "probe", "a command for tests")
     return module
 
 
-def test_a_command_decides_the_exit_code(command: ModuleType) -> None:
+def test_exit_code_is_the_commands(command: ModuleType) -> None:
     assert commands.main(["probe"]) == 0
     assert commands.main(["probe", "--code", "3"]) == 3
 
 
-def test_a_refusal_is_one_message_and_exit_code_2(
+def test_usage_error_is_one_line_and_exit_code_2(
     command: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(args: argparse.Namespace) -> int:
@@ -81,7 +81,7 @@ def test_a_refusal_is_one_message_and_exit_code_2(
     assert capsys.readouterr().err == "yolo-xpu probe: error: no room here\n"
 
 
-def test_other_errors_keep_their_traceback(command: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_propagate(command: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: argparse.Namespace) -> int:
         raise RuntimeError("a defect")
 

@@ -1,4 +1,4 @@
-"""The demo: its digits, its scenes, its files, a whole run in small, and what it refuses."""
+"""The demo: its digits, images and files, a small run, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ import pytest
 import torch
 
 from yolo_xpu_trainer.commands import main
-from yolo_xpu_trainer.commands.demo import new_directory, scenes
+from yolo_xpu_trainer.commands.arguments import make_directory
+from yolo_xpu_trainer.commands.demo import scenes
 from yolo_xpu_trainer.commands.demo.dataset import (
+    NAMES,
     DataSet,
-    label_text,
+    labels,
     load_digits,
-    read_image,
-    read_labels,
     split_digits,
     write_dataset,
-    write_image,
 )
 from yolo_xpu_trainer.commands.demo.scenes import Box, Digits, Scene, make_scenes
+from yolo_xpu_trainer.commands.synthetic import write_image
 
-needs_digits = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="the extra `demo` is absent")
+needs_digits = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None, reason="the extra `demo` is not installed"
+)
 TINY = ["demo", "--epochs", "1", "--images", "16", "--imgsz", "64"]
 
 
@@ -47,13 +49,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return write_dataset(tmp_path_factory.mktemp("demo") / "with space", images=20, size=96, seed=3)
 
 
+def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return classes, int (n,), and boxes: left, top, right, bottom as fractions, (n, 4)."""
+    found = np.loadtxt(path, ndmin=2).reshape(-1, 5)
+    centres, sides = found[:, 1:3], found[:, 3:]
+    return found[:, 0].astype(int), np.hstack([centres - sides / 2, centres + sides / 2])
+
+
 def contents(data: DataSet) -> dict[str, bytes]:
     """Return each image and label file of a data set, by its path within."""
     files = [path for kind in ("images", "labels") for path in (data.root / kind).rglob("*.*")]
     return {path.relative_to(data.root).as_posix(): path.read_bytes() for path in files}
 
 
-def test_no_handwriting_is_in_both_splits(handwriting: Digits) -> None:
+def test_splits_share_no_handwriting(handwriting: Digits) -> None:
     parts = split_digits(handwriting, seed=0)
     train, val = (set(parts[split].samples.tolist()) for split in ("train", "val"))
     assert not train & val
@@ -62,24 +71,24 @@ def test_no_handwriting_is_in_both_splits(handwriting: Digits) -> None:
     assert set(parts["val"].classes.tolist()) == set(range(10))
 
 
-def test_another_seed_is_another_split(handwriting: Digits) -> None:
+def test_split_depends_on_seed(handwriting: Digits) -> None:
     parts = [split_digits(handwriting, seed)["val"].samples.tolist() for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2]
 
 
-def test_labels_are_those_of_the_handwriting_drawn(handwriting: Digits, some_scenes: list[Scene]) -> None:
+def test_classes_match_the_handwriting(handwriting: Digits, some_scenes: list[Scene]) -> None:
     for scene in some_scenes:
         assert len(scene.boxes) == len(scene.classes) >= 1
         assert scene.classes.tolist() == handwriting.classes[scene.samples].tolist()
 
 
-def test_all_handwriting_comes_up_before_any_comes_back(handwriting: Digits) -> None:
+def test_handwriting_repeats_only_after_all_was_drawn(handwriting: Digits) -> None:
     few = handwriting.take(np.arange(40))
     seen = [number for scene in make_scenes(few, count=5, size=256, seed=(1,)) for number in scene.samples.tolist()]
     assert len(seen) == len(set(seen))
 
 
-def test_boxes_are_within_the_scene_and_apart(some_scenes: list[Scene]) -> None:
+def test_boxes_are_inside_and_disjoint(some_scenes: list[Scene]) -> None:
     for scene in some_scenes:
         height, width, channels = scene.image.shape
         assert (height, width, channels, scene.image.dtype) == (128, 128, 3, np.uint8)
@@ -89,7 +98,7 @@ def test_boxes_are_within_the_scene_and_apart(some_scenes: list[Scene]) -> None:
             assert not any(box.overlaps(other) for other in scene.boxes[:index])
 
 
-def test_boxes_enclose_the_drawn_pixels_tightly(handwriting: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_are_tight(handwriting: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(size: int, rng: np.random.Generator) -> np.ndarray:
         return np.full((size, size, 3), 90, np.float32)
 
@@ -113,8 +122,8 @@ def test_boxes_enclose_the_drawn_pixels_tightly(handwriting: Digits, monkeypatch
 
 
 @pytest.mark.parametrize("angle", [-15.0, 0.0, 15.0])
-def test_a_rendered_digit_is_whole(handwriting: Digits, angle: float) -> None:
-    """Its ink, seen from as far as the original was, is where the original's is: neither mirrored nor cut off."""
+def test_rendered_digit_is_complete(handwriting: Digits, angle: float) -> None:
+    """Scaled down to the original's size, it matches the original: neither mirrored nor cut off."""
     for ink in handwriting.images[:20]:
         big = scenes.render_digit(ink, height=64, angle=0)
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -125,7 +134,7 @@ def test_a_rendered_digit_is_whole(handwriting: Digits, angle: float) -> None:
         assert turned.sum() == pytest.approx(big.sum(), rel=0.1)
 
 
-def test_a_digit_differs_from_what_is_behind_it() -> None:
+def test_colour_contrasts_with_background() -> None:
     for seed in range(100):
         rng = np.random.default_rng(seed)
         behind = np.full((4, 4, 3), rng.uniform(0, 255, 3), np.float32)
@@ -135,7 +144,7 @@ def test_a_digit_differs_from_what_is_behind_it() -> None:
         assert abs(float(colour.mean()) - float(behind.mean())) > 50
 
 
-def test_boxes_overlap_where_they_share_a_pixel() -> None:
+def test_box_overlaps() -> None:
     box = Box(10, 10, 20, 20)
     assert box.overlaps(Box(19, 19, 30, 30))
     assert box.overlaps(Box(12, 12, 14, 14))
@@ -143,14 +152,14 @@ def test_boxes_overlap_where_they_share_a_pixel() -> None:
     assert not box.overlaps(Box(10, 20, 20, 30))
 
 
-def test_the_same_seed_writes_the_same_bytes(dataset: DataSet, tmp_path: Path) -> None:
+def test_data_set_is_deterministic(dataset: DataSet, tmp_path: Path) -> None:
     again = write_dataset(tmp_path / "again", images=20, size=96, seed=3)
     assert contents(again) == contents(dataset)
     other = write_dataset(tmp_path / "other", images=20, size=96, seed=4)
     assert contents(other) != contents(dataset)
 
 
-def test_every_image_has_its_labels(dataset: DataSet) -> None:
+def test_every_image_has_labels(dataset: DataSet) -> None:
     names = contents(dataset)
     assert dataset.images == {"train": 16, "val": 4}
     for split, count in dataset.images.items():
@@ -160,7 +169,7 @@ def test_every_image_has_its_labels(dataset: DataSet) -> None:
         for image in images:
             assert f"labels/{split}/{image.stem}.txt" in names
             classes, boxes = read_labels(dataset.root / "labels" / split / f"{image.stem}.txt")
-            assert read_image(image).shape == (96, 96, 3)
+            assert cv2.imread(str(image)).shape == (96, 96, 3)
             assert set(classes.tolist()) <= set(range(10))
             assert boxes.min() > -1e-6
             assert boxes.max() < 1 + 1e-6
@@ -169,49 +178,49 @@ def test_every_image_has_its_labels(dataset: DataSet) -> None:
         assert digits == dataset.digits[split]
 
 
-def test_labels_survive_writing(some_scenes: list[Scene], tmp_path: Path) -> None:
+def test_labels_round_trip(some_scenes: list[Scene], tmp_path: Path) -> None:
     for scene in some_scenes:
-        (tmp_path / "labels.txt").write_text(label_text(scene))
+        (tmp_path / "labels.txt").write_text("\n".join(labels(scene)))
         classes, boxes = read_labels(tmp_path / "labels.txt")
         assert classes.tolist() == scene.classes.tolist()
         np.testing.assert_allclose(boxes * 128, np.array(scene.boxes), atol=1e-3)
 
 
-def test_ultralytics_finds_the_data_set(dataset: DataSet) -> None:
+def test_ultralytics_accepts_data_set(dataset: DataSet) -> None:
     from ultralytics.data.utils import check_det_dataset
 
     found = check_det_dataset(str(dataset.description), autodownload=False)
-    assert found["names"] == {number: str(number) for number in range(10)}
+    assert found["names"] == dict(enumerate(NAMES))
     assert Path(found["train"]) == (dataset.root / "images" / "train").resolve()
 
 
-def test_images_go_to_paths_in_any_script(tmp_path: Path) -> None:
+def test_image_paths_may_be_unicode(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    write_image(tmp_path / "číslo 数字.png", image)
-    assert (read_image(tmp_path / "číslo 数字.png") == image).all()
+    path = tmp_path / "číslo 数字.png"
+    write_image(path, image)
+    assert (cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR) == image).all()
 
 
-def test_existing_runs_are_kept(tmp_path: Path) -> None:
+def test_directories_are_numbered(tmp_path: Path) -> None:
     wanted = tmp_path / "new" / "run"
-    made = [new_directory(wanted) for _ in range(3)]
+    made = [make_directory(wanted) for _ in range(3)]
     assert [path.name for path in made] == ["run", "run-2", "run-3"]
     assert all(path.is_dir() and path.is_absolute() for path in made)
 
 
 @needs_digits
-def test_a_whole_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_run_is_complete_and_deterministic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--device", "cpu"]) == 0
     run = tmp_path / "runs" / "xpu-demo"
     weights = run / "train" / "weights" / "best.pt"
     assert weights.is_file()
     assert (run / "train" / "results.png").is_file()
-    picture = read_image(run / "predictions.png")
-    assert picture.shape[1] > picture.shape[0] > 300  # three held-out scenes: two pairs in the first row, one below
-    assert picture.std() > 20
+    pictures = [run / "train" / f"val_batch0_{name}.jpg" for name in ("labels", "pred")]
+    assert all(cv2.imread(str(picture)).std() > 20 for picture in pictures)
     printed = capsys.readouterr().out
-    for word in ("mAP50", "mAP50-95", str(weights), str(run / "train"), str(run / "predictions.png")):
+    for word in ("mAP50", "mAP50-95", str(weights), str(run / "train"), *map(str, pictures)):
         assert word in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing was left elsewhere
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing was written elsewhere
 
     assert main([*TINY, "--device", "cpu"]) == 0
     states = [
@@ -224,23 +233,23 @@ def test_a_whole_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @needs_digits
 @pytest.mark.xpu_hardware
-def test_a_whole_run_on_an_xpu(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_run_on_xpu(xpu: torch.device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output", "on xpu"]) == 0
-    assert (tmp_path / "on xpu" / "predictions.png").is_file()
+    assert (tmp_path / "on xpu" / "train" / "val_batch0_pred.jpg").is_file()
     assert f"device {xpu}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--images", "9"], "--images: 9 was given; it must be at least 10"),
-        (["--imgsz", "100"], "--imgsz: 100 was given; it must be at least 64 and a multiple of 32"),
-        (["--epochs", "0"], "--epochs: 0 was given; it must be at least 1"),
-        (["--seed", "-1"], "--seed: -1 was given; it must be at least 0"),
-        (["--epochs", "many"], "--epochs: invalid whole number value: 'many'"),
+        (["--images", "9"], "--images: '9' was given; it must be an integer of at least 10"),
+        (["--imgsz", "100"], "--imgsz: '100' was given; it must be an integer of at least 64 and a multiple of 32"),
+        (["--epochs", "0"], "--epochs: '0' was given; it must be an integer of at least 1"),
+        (["--seed", "-1"], "--seed: '-1' was given; it must be an integer of at least 0"),
+        (["--epochs", "many"], "--epochs: 'many' was given; it must be an integer of at least 1"),
     ],
 )
-def test_bad_numbers_are_refused(
+def test_bad_values_are_refused(
     arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -251,7 +260,7 @@ def test_bad_numbers_are_refused(
 
 
 @needs_digits
-def test_an_impossible_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main([*TINY, "--output", str(tmp_path / "file" / "run")]) == 2
     message = capsys.readouterr().err
@@ -261,8 +270,8 @@ def test_an_impossible_directory_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 @needs_digits
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root can write anywhere")
+def test_unwritable_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0o500)
     assert main([*TINY, "--output", str(tmp_path / "run")]) == 2
     assert "ermission" in capsys.readouterr().err
@@ -270,7 +279,7 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 @needs_digits
-def test_an_unknown_device_is_refused_before_anything_is_made(
+def test_unknown_device_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*TINY, "--device", "abacus"]) == 2
@@ -278,7 +287,7 @@ def test_an_unknown_device_is_refused_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_absent_scikit_learn_is_named_with_its_remedy(
+def test_missing_scikit_learn_is_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)

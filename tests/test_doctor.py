@@ -1,4 +1,4 @@
-"""`yolo-xpu doctor` says what is here, or why nothing is and what mends it."""
+"""`yolo-xpu doctor` shows the XPUs, or why there is none and how to fix it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPT = Path(sysconfig.get_path("scripts")) / ("yolo-xpu.exe" if os.name == "nt
 
 
 def doctor(profile: str | None, command: list[str] | None = None, **variables: str) -> tuple[int, str]:
-    """Ask on a simulated machine, or (None) with a PyTorch that has no XPU support; return exit code and answer."""
+    """Run on a simulated machine, or (None) with a PyTorch without XPU support; return exit code and output."""
     masks = ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")
     environment = {k: v for k, v in os.environ.items() if k not in ("XPU_SIMULATOR", *masks)}
     environment |= {"COLUMNS": "250", **({"XPU_SIMULATOR": profile} if profile else {}), **variables}
@@ -32,7 +32,7 @@ def doctor(profile: str | None, command: list[str] | None = None, **variables: s
 
 
 def cells(answer: str, name: str) -> list[str]:
-    """Return what a table says in the row of that name."""
+    """Return the cells of the table row with that name."""
     (row,) = [line for line in answer.splitlines() if line.strip("│| ").startswith(name)]
     return [cell.strip() for cell in row.strip("│| ").split("│")][1:]
 
@@ -44,7 +44,7 @@ def test_one_gpu() -> None:
     assert "xpu:0 Intel Arc B580 Graphics" in answer
     assert cells(answer, "memory") == ["11.3 GiB"]
     assert cells(answer, "free memory") == ["11.3 GiB"]
-    assert cells(answer, "one allocation") == ["any size"]
+    assert cells(answer, "one allocation") == ["no limit"]
     assert cells(answer, "float64") == ["yes"]
     assert cells(answer, "matrix units") == ["yes"]
     assert cells(answer, "integrated") == ["no"]
@@ -52,7 +52,7 @@ def test_one_gpu() -> None:
     assert cells(answer, "amp=True means")[0].startswith("bf16")
 
 
-def test_two_gpus_by_the_installed_command() -> None:
+def test_two_gpus_with_installed_command() -> None:
     code, answer = doctor("max-1550", [str(SCRIPT), "doctor"])
     assert code == 0
     assert "xpu:0 Intel Data Center GPU Max 1550" in answer
@@ -60,18 +60,20 @@ def test_two_gpus_by_the_installed_command() -> None:
     assert cells(answer, "memory") == ["64.0 GiB", "64.0 GiB"]
 
 
-def test_a_laptop_whose_driver_can_not_tell_its_free_memory() -> None:
+def test_laptop_whose_driver_reports_no_free_memory() -> None:
     code, answer = doctor("core-ultra-155h")
     assert code == 0
     assert cells(answer, "memory") == ["29.0 GiB"]
-    assert "can't tell" in cells(answer, "free memory")[0]
-    assert cells(answer, "one allocation")[0].startswith("below 4 GiB, unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1")
+    assert "not reported" in cells(answer, "free memory")[0]
+    assert cells(answer, "one allocation")[0].startswith(
+        "less than 4 GiB, unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1"
+    )
     assert cells(answer, "matrix units") == ["no"]
     assert cells(answer, "integrated") == ["yes"]
     assert cells(answer, "amp=True means")[0].startswith("fp16")
 
 
-def test_it_lists_what_is_changed_in_ultralytics_and_why() -> None:
+def test_changes_are_listed_with_reason() -> None:
     _, answer = doctor("arc-b580")
     state, because = cells(answer, "utils.torch_utils:select_device")
     assert state == "active"
@@ -88,20 +90,20 @@ def test_no_gpu() -> None:
     assert "https://dgpu-docs.intel.com" in answer
 
 
-def test_a_mask_that_hides_the_gpu() -> None:
+def test_mask_that_hides_the_gpu() -> None:
     code, answer = doctor("arc-b580", ZE_AFFINITY_MASK="3")
     assert code == 1
     assert "ZE_AFFINITY_MASK='3'" in answer
 
 
-def test_the_wrong_build() -> None:
+def test_wrong_build() -> None:
     code, answer = doctor(None)
     assert code == 1
     assert "is built without XPU support" in answer
     assert "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu" in answer
 
 
-def test_it_names_a_broken_plugin(tmp_path: Path) -> None:
+def test_broken_plugin_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('it fell apart')")
     metadata = tmp_path / "broken_plugin-1.dist-info"
     metadata.mkdir()

@@ -1,4 +1,4 @@
-"""`yolo-xpu doctor`: which XPUs this process sees, what they can do, and why there is none, with what mends it."""
+"""`yolo-xpu doctor`: the XPUs that this process sees and what they can do, or why there is none and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the command has no options yet."""
+    """Add nothing: the command has no options."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is here, and what of Ultralytics is changed.
+    """Print versions, devices, and what this package changes in Ultralytics.
 
     Returns:
-        0 where there is an XPU, 1 where there is none.
+        0 if there is an XPU, 1 if there is none.
     """
     import torch
     from ultralytics import __version__ as ultralytics_version
@@ -41,36 +41,43 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _devices() -> Table:
-    """Draw what each XPU is and can do, a column each."""
+    """Return the table of the XPUs, a column each."""
+
+    def gib(size: int | None) -> str:
+        return "not reported by the driver" if size is None else f"{size / 2**30:.1f} GiB"
+
+    def limit(size: int | None) -> str:
+        lifted = f"unless {devices.RELAXED_LIMITS}=1 is set"
+        return "no limit" if size is None else f"less than {size / 2**30:g} GiB, {lifted}"
+
+    def amp(device: devices.DeviceInfo) -> str:
+        precision = manager().hook.xpu_precision(device=device, requested=True)
+        return f"{precision.name}: {precision.reason}"
+
     found = devices.available()
     table = Table("", *map(str, found), title="Devices", title_justify="left")
-
-    def row(name: str, *values: str) -> None:
-        table.add_row(name, *values)
-
-    free = [device.free_memory() for device in found]
-    row("memory", *(f"{device.total_memory / 2**30:.1f} GiB" for device in found))
-    row("free memory", *("the driver can't tell" if f is None else f"{f / 2**30:.1f} GiB" for f in free))
-    limits = [device.allocation_limit for device in found]
-    lifted = f", unless {devices.RELAXED_LIMITS}=1 is set"
-    row("one allocation", *("any size" if n is None else f"below {n / 2**30:g} GiB{lifted}" for n in limits))
-    row("float64", *("yes" if device.has_fp64 else "no" for device in found))
-    row("matrix units", *("yes" if device.has_matrix_units else "no" for device in found))
-    row("integrated", *("yes" if device.integrated else "no" for device in found))
-    row("driver", *(device.driver for device in found))
-    precisions = [manager().hook.xpu_precision(device=device, requested=True) for device in found]
-    row("amp=True means", *(f"{precision.name}: {precision.reason}" for precision in precisions))
+    for name, describe in {
+        "memory": lambda device: gib(device.total_memory),
+        "free memory": lambda device: gib(device.free_memory()),
+        "one allocation": lambda device: limit(device.allocation_limit),
+        "float64": lambda device: "yes" if device.has_fp64 else "no",
+        "matrix units": lambda device: "yes" if device.has_matrix_units else "no",
+        "integrated": lambda device: "yes" if device.integrated else "no",
+        "driver": lambda device: device.driver,
+        "amp=True means": amp,
+    }.items():
+        table.add_row(name, *map(describe, found))
     return table
 
 
 def _changes() -> Table:
-    """Draw what this package changes in Ultralytics for the whole process."""
+    """Return the table of what this package changes in Ultralytics for the whole process."""
     changes = process_rows()
     changes.activate()
     for row in changes.rows:
-        with contextlib.suppress(ImportError):  # an optional row's module, in a version that hasn't got it
+        with contextlib.suppress(ImportError):  # some versions have no such module
             importlib.import_module(row.module)
-    table = Table("changed in Ultralytics", "state", "because", title="Changes", title_justify="left")
+    table = Table("changed in Ultralytics", "state", "reason", title="Changes", title_justify="left")
     for row in changes.rows:
         state = "active" if row.target in changes.acting else changes.passed.get(row.target, "waiting")
         table.add_row(row.target.removeprefix("ultralytics."), state, row.why)

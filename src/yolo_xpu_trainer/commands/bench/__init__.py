@@ -1,7 +1,7 @@
-"""`yolo-xpu bench`: images per second of training and inference, plain Ultralytics against this package.
+"""`yolo-xpu bench`: images per second of training and inference, with plain Ultralytics and with this package.
 
-It downloads nothing unless the model is one that Ultralytics downloads: the data set is drawn, and a `.yaml` model
-starts untrained.
+It downloads nothing, except a model that Ultralytics downloads: the data set is synthetic, and a `.yaml` model is
+untrained.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .settings import DEVICES, MODES, PRECISIONS, WARMUP, WINDOW_SECONDS
+from ..arguments import DEFAULT, add_output, choices, integer, make_directory
+from .settings import DEVICES, MODES, PRECISIONS, WARMUP, WINDOW_SECONDS, Settings, is_xpu, model_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,67 +24,66 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options; `settings.parse` checks their values."""
+    """Add the command's options."""
     parser.epilog = (
-        "Training is the whole loop of Ultralytics' trainer in steady state: loading, forward, loss, backward, an "
-        "optimizer step whenever 64 images have gone by, logging; without validation, saving and augmentation. "
-        "Inference is YOLO.predict on a batch of images in memory, pre- and postprocessing included. "
-        f"A window begins after {WARMUP} steps of warm-up and ends after --steps, rounded up to whole optimizer steps, "
-        f"or after about {WINDOW_SECONDS} s; the host waits for the device at its two ends only. Plain Ultralytics and "
-        "this package take turns, and each repeat is a run of its own. On the CPU they are the same code, which is "
+        "Training is the complete loop of Ultralytics' trainer in steady state: data loading, forward, loss, backward, "
+        "an optimizer step every 64 images, logging; without validation, saving and augmentation. Inference is "
+        "YOLO.predict on a batch of images in memory, with pre- and postprocessing. A window starts after "
+        f"{WARMUP} warm-up steps and ends after --steps, rounded up to whole optimizer steps, or after about "
+        f"{WINDOW_SECONDS} s; the device is synchronized only at its start and end. Runs with plain Ultralytics and "
+        "with this package alternate, and each repeat is a separate run. On the CPU both are the same code, which is "
         "measured once."
     )
-    default = " (default: %(default)s)"
     add = parser.add_argument
-    add("--model", default="yolo11n.yaml", metavar="FILE", help=f"a .yaml, untrained, or a .pt{default}")
-    add("--imgsz", default="640", metavar="PIXELS", help=f"side of the images, a multiple of 32{default}")
-    add("--batch", default="16", metavar="N", help=f"images a step{default}")
-    add("--devices", default="cpu,xpu", metavar="A,B", help=f"any of {', '.join(DEVICES)}{default}")
-    add("--precision", default="fp32,fp16,bf16", metavar="A,B", help=f"any of {', '.join(PRECISIONS)}{default}")
-    add("--modes", default="train,infer", metavar="A,B", help=f"any of {', '.join(MODES)}{default}")
-    add("--compile", action="store_true", help="measure everything with torch.compile, too")
-    add("--steps", default="32", metavar="N", help=f"steps in a window{default}")
-    add("--repeats", default="3", metavar="N", help=f"windows of each kind{default}")
-    output = f"directory for bench.json, .png and .md; if it exists, DIR-2, DIR-3 and so on{default}"
-    add("--output", type=Path, default=Path("runs", "xpu-bench"), metavar="DIR", help=output)
+    size = integer(64, step=32)
+    add("--model", type=model_file, default="yolo11n.yaml", metavar="FILE", help=f"untrained .yaml, or .pt{DEFAULT}")
+    add("--imgsz", type=size, default=640, metavar="PIXELS", help=f"side of the images, a multiple of 32{DEFAULT}")
+    add("--batch", type=integer(1), default=16, metavar="N", help=f"images per step{DEFAULT}")
+    for option, name, default, known, kind in (
+        ("--devices", "devices", "cpu,xpu", DEVICES, choices(DEVICES, accept=is_xpu)),
+        ("--precision", "precisions", "fp32,fp16,bf16", PRECISIONS, choices(PRECISIONS)),
+        ("--modes", "modes", "train,infer", MODES, choices(MODES)),
+    ):
+        text = f"any of {', '.join(known)}{DEFAULT}"
+        add(option, dest=name, type=kind, default=default, metavar="A,B", help=text)
+    add("--compile", action="store_true", help="measure each case with torch.compile, too")
+    add("--steps", type=integer(1), default=32, metavar="N", help=f"steps per window{DEFAULT}")
+    add("--repeats", type=integer(1), default=3, metavar="N", help=f"windows per result{DEFAULT}")
+    add_output(parser, "xpu-bench", "bench.json, .png and .md")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and show and save the figures.
+    """Measure, then print and save the results.
 
     Returns:
-        0, also where there is no XPU but something else to measure; 130 where the user interrupted it.
+        0, also if there is no XPU but another device to measure; 130 if the user interrupted it.
 
     Raises:
-        UsageError: An option's value is none that it takes, or the output directory can't be made.
-        DeviceError: Nothing that was asked for is here.
+        UsageError: The model can't be loaded, or the output directory can't be made.
+        DeviceError: None of the requested devices is available.
     """
-    from . import settings
+    from rich.console import Console  # imported here, like everything that imports PyTorch, so that --help is fast
 
-    chosen = settings.parse(args)
-    # each import from here on brings PyTorch or Ultralytics, which nobody with a mistyped option should wait for
-    from rich.console import Console
-
-    from ..demo import new_directory
-    from . import environment, models
+    from . import environment, model
     from .measuring import measure
     from .results import Report
 
-    targets, absent = environment.find_devices(chosen.devices)
-    subject = models.load(chosen.model)
-    directory = new_directory(chosen.output)
-    console = Console(file=sys.stdout)  # of now: what is measured has its own, which goes nowhere
-    for note in absent:
+    settings = Settings.from_arguments(args)
+    devices, missing = environment.find_devices(settings.devices)
+    chosen = model.load(settings.model)
+    directory = make_directory(args.output)
+    console = Console(file=sys.stdout)  # the current stdout: while measuring, it is redirected
+    for note in missing:
         console.print(note, style="yellow", highlight=False, soft_wrap=True)
-    report = Report(chosen, environment.describe(targets), targets, notes=[*absent])
+    report = Report(settings, environment.describe(devices), devices, notes=[*missing])
     with tempfile.TemporaryDirectory(prefix="xpu-bench-", ignore_cleanup_errors=True) as scratch:
-        finished = measure(report, subject, Path(scratch), console)
+        finished = measure(report, chosen, Path(scratch), console)
     _show(report, directory, console)
     return 0 if finished else 130
 
 
 def _show(report: Report, directory: Path, console: Console) -> None:
-    """Print the table and the Markdown, and save everything."""
+    """Print the tables and the Markdown, and save all files."""
     from rich.text import Text
 
     from . import output
@@ -93,11 +93,10 @@ def _show(report: Report, directory: Path, console: Console) -> None:
         console.print(output.table(report, mode))
     markdown = output.markdown(report)
     console.print("To paste into an issue:\n", style="bold")
-    # soft_wrap: a table that a terminal's width has broken is none any more
-    console.print(Text(markdown), soft_wrap=True)
-    files = {"measured": "bench.json", "to paste": "bench.md", "chart": "bench.png"}
-    (directory / files["measured"]).write_text(output.as_json(report), encoding="utf-8")
-    (directory / files["to paste"]).write_text(markdown, encoding="utf-8")
+    console.print(Text(markdown), soft_wrap=True)  # a line break would end a table row
+    files = {"results": "bench.json", "Markdown": "bench.md", "chart": "bench.png"}
+    (directory / files["results"]).write_text(output.as_json(report), encoding="utf-8")
+    (directory / files["Markdown"]).write_text(markdown, encoding="utf-8")
     save(report, directory / files["chart"])
     for what, name in files.items():
         console.print(Text(f"{what}: {directory / name}"), soft_wrap=True)

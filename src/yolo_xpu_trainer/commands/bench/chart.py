@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save"]
 
-# Told apart with any colour vision, and in grey (Okabe and Ito's palette).
+# Distinguishable with any colour vision, and in grey (the palette of Okabe and Ito).
 _COLOURS = {"plain": "#999999", "ours": "#0072B2", "both": "#E69F00"}
 _LEGEND = {"plain": "plain Ultralytics", "ours": "with yolo-xpu-trainer", "both": "CPU: the same code for both"}
 _WIDTH = 0.38
@@ -38,7 +38,7 @@ def save(report: Report, path: Path) -> None:
     all_axes: Any = drawing.subplots(len(panels), 1, squeeze=False)
     for axes, (mode, cases) in zip(all_axes[:, 0], panels.items(), strict=True):
         _panel(axes, TITLES[mode], cases)
-        axes.set_xlim(-0.6, groups - 0.4)  # the same in every panel, so that bars are as wide
+        axes.set_xlim(-0.6, groups - 0.4)  # the same bar width in every panel
     shown = {result.implementation for result in report.results if result.windows}
     handles = [Patch(color=_COLOURS[name], label=_LEGEND[name]) for name in _COLOURS if name in shown]
     if handles:  # above the first panel, beside its title
@@ -48,20 +48,19 @@ def save(report: Report, path: Path) -> None:
 
 
 def _texts(report: Report, characters: int) -> tuple[str, str]:
-    """Return the title and the small print, in lines of so many characters."""
+    """Return the title and the small print, in lines of at most so many characters."""
     e = report.environment
-    xpus = [target for target in report.targets if target.index is not None]
-    names = dict.fromkeys(target.label for target in xpus or report.targets)
+    xpus = [device for device in report.devices if device.index is not None]
+    names = dict.fromkeys(device.label for device in xpus or report.devices)
     title = textwrap.wrap(f"{report.subject} on {', '.join(names)}", characters)
     if report.simulated:
         title.insert(0, "SIMULATED XPU: no hardware was measured")
-    drivers = ", ".join(f"{target.name} driver {target.driver}" for target in xpus)
-    software = (
-        f"torch {e['torch']}, Ultralytics {e['ultralytics']}, yolo-xpu-trainer {e['yolo_xpu_trainer']}, {e['os']}"
-    )
-    repeats = report.settings.repeats
-    explained = f"Bars: median of {repeats} windows; lines: from the least to the greatest of them" * (repeats > 1)
-    details = [text for text in (", ".join(filter(None, (drivers, software))), explained) if text]
+    versions = [f"{device.name} driver {device.driver}" for device in xpus]
+    versions += [f"torch {e['torch']}", f"Ultralytics {e['ultralytics']}"]
+    versions += [f"yolo-xpu-trainer {e['yolo_xpu_trainer']}", e["os"]]
+    details = [", ".join(versions)]
+    if report.settings.repeats > 1:
+        details.append(f"Bars: median of {report.settings.repeats} windows; lines: lowest to highest window")
     return "\n".join(title), "\n".join(part for text in details for part in textwrap.wrap(text, int(characters * 1.4)))
 
 
@@ -82,7 +81,7 @@ def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]]) 
 
 
 def _bar(axes: Axes, x: float, result: Result, top: float) -> None:
-    """Draw one bar with its value above, or why there is none."""
+    """Draw one bar with its value above, or a word if there is no value."""
     if result.median is None:
         text = "failed" if result.status == "failed" else "n/a"
         axes.text(x, top * 0.02, text, ha="center", va="bottom", rotation=90, fontsize=8, color="#777777")
@@ -98,11 +97,9 @@ def _bar(axes: Axes, x: float, result: Result, top: float) -> None:
         capsize=3,
         error_kw={"elinewidth": 1, "ecolor": "#222222"},
     )
-    label = figure(result.median)
-    axes.text(x, max(figures) + top * 0.02, label, ha="center", va="bottom", fontsize=8)
+    axes.text(x, max(figures) + top * 0.02, figure(result.median), ha="center", va="bottom", fontsize=8)
 
 
 def _tick(case: Case, results: dict[str, Result]) -> str:
-    lines = [case.target.name, case.precision, *(["compiled"] if case.compile else [])]
     ratio = speedup(results)
-    return "\n".join([*lines, f"{ratio} x"] if ratio != "-" else lines)
+    return "\n".join([case.device.name, *case.variant.split(), *([f"{ratio} x"] if ratio != "-" else [])])

@@ -1,4 +1,4 @@
-"""The devices to measure, and what they and the software around them are."""
+"""The devices to measure, and a description of them and of the software."""
 
 from __future__ import annotations
 
@@ -12,47 +12,59 @@ import torch
 
 from ... import __version__, devices
 from ...plugins import manager
-from .results import Target
+from .results import Device
 
 __all__ = ["describe", "find_devices"]
 
-# Variables by these names change which devices there are, or how fast.
+# Environment variables with these prefixes change which devices there are, or how fast they are.
 _VARIABLES = ("ONEAPI_", "OMP_NUM_THREADS", "PYTORCH_", "SYCL_", "UR_", "YOLO_XPU_", "ZE_")
 
+_PROPERTIES = (
+    "platform_name",
+    "version",
+    "total_memory",
+    "max_compute_units",
+    "gpu_eu_count",
+    "has_fp16",
+    "has_fp64",
+    "has_subgroup_matrix_multiply_accumulate",
+    "is_integrated_gpu",
+)
 
-def find_devices(requested: Sequence[str]) -> tuple[list[Target], list[str]]:
-    """Find out which of the devices asked for are here.
+
+def find_devices(requested: Sequence[str]) -> tuple[list[Device], list[str]]:
+    """Find out which of the requested devices are available.
 
     Args:
         requested: Names as the user gave them.
 
     Returns:
-        The devices, each once, and a note for each request that can't be met, with what mends it.
+        The devices, each once, and a note for each missing one, with its remedy.
 
     Raises:
-        DeviceError: None is here, or an XPU's index is wrong although there are XPUs.
+        DeviceError: None is available, or an XPU's index is wrong although there are XPUs.
     """
-    targets: dict[str, Target] = {}
-    absent: list[str] = []
+    found: dict[str, Device] = {}
+    missing: list[str] = []
     for name in requested:
         if name == "cpu":
-            targets["cpu"] = Target("cpu", _processor())
+            found["cpu"] = Device("cpu", _processor())
         elif reason := devices.why_none():
-            absent.append(f"{name} can't be measured: {reason.seen}. {reason.remedy}")
+            missing.append(f"can't measure {name}: {reason.seen}. {reason.remedy}")
         else:
             for index in devices.resolve(name, prefer_xpu=True) or ():
-                target = _xpu(devices.info(index))
-                targets[target.name] = target
-    if not targets:
-        devices.resolve(requested[0], prefer_xpu=True)  # raises, and says why
-    return list(targets.values()), absent
+                device = _xpu(devices.info(index))
+                found[device.name] = device
+    if not found:
+        devices.resolve(requested[0], prefer_xpu=True)  # raises the error that explains it
+    return list(found.values()), missing
 
 
-def _xpu(device: devices.DeviceInfo) -> Target:
-    title = str(device).removeprefix(f"xpu:{device.index} ")
-    properties: Any = torch.xpu.get_device_properties(device.index)
+def _xpu(info: devices.DeviceInfo) -> Device:
+    title = str(info).removeprefix(f"xpu:{info.index} ")
+    properties: Any = torch.xpu.get_device_properties(info.index)
     simulated = "simulated" in str(getattr(properties, "platform_name", "")).lower()
-    return Target(str(device.device), title, device.driver, device.index, device.has_fp16, simulated)
+    return Device(str(info.device), title, info.driver, info.index, info.has_fp16, simulated)
 
 
 def _processor() -> str:
@@ -62,12 +74,12 @@ def _processor() -> str:
     return name if name and name != "unknown" else platform.processor() or platform.machine()
 
 
-def describe(targets: Sequence[Target]) -> dict[str, Any]:
-    """Return what the figures were measured on and with, as values that JSON knows."""
+def describe(measured: Sequence[Device]) -> dict[str, Any]:
+    """Return a description of the devices and the software, as JSON values."""
     from ultralytics import __version__ as ultralytics_version
 
     return {
-        "devices": [_describe_device(target) for target in targets],
+        "devices": [_describe_device(device) for device in measured],
         "os": _system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -81,24 +93,15 @@ def describe(targets: Sequence[Target]) -> dict[str, Any]:
     }
 
 
-def _describe_device(target: Target) -> dict[str, Any]:
-    known = {"name": target.name, "title": target.title, "driver": target.driver, "simulated": target.simulated}
-    if target.index is None:
-        return known
-    properties: Any = torch.xpu.get_device_properties(target.index)
-    names = (
-        "platform_name",
-        "version",
-        "total_memory",
-        "max_compute_units",
-        "gpu_eu_count",
-        "has_fp16",
-        "has_fp64",
-        "has_subgroup_matrix_multiply_accumulate",
-        "is_integrated_gpu",
-    )
-    told = {name: getattr(properties, name) for name in names if hasattr(properties, name)}
-    return {**known, **{k: v if isinstance(v, (bool, int)) else str(v) for k, v in told.items()}}
+def _describe_device(device: Device) -> dict[str, Any]:
+    described = {name: getattr(device, name) for name in ("name", "title", "driver", "simulated")}
+    if device.index is not None:
+        properties: Any = torch.xpu.get_device_properties(device.index)
+        for name in _PROPERTIES:
+            if hasattr(properties, name):
+                value = getattr(properties, name)
+                described[name] = value if isinstance(value, (bool, int)) else str(value)
+    return described
 
 
 def _system() -> str:

@@ -1,8 +1,9 @@
-"""What holds around a measurement and is taken back after it."""
+"""Contexts of a measurement: with or without this package's changes, without output, with freed memory."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import logging
@@ -18,33 +19,24 @@ import torch
 from ...upstream import Row, activated
 from ...upstream.process import process_rows
 
-__all__ = ["as_ours", "as_plain", "clear", "first_line", "quiet"]
+__all__ = ["clear", "first_line", "plain_ultralytics", "quiet", "with_package"]
 
 
 @contextmanager
-def as_plain() -> Iterator[None]:
-    """Take back everything that this package changed in Ultralytics."""
+def _changes(active: bool) -> Iterator[None]:
+    """Apply or take back this package's changes to Ultralytics, and restore the former state afterwards."""
     rows = process_rows()
     was_active = rows.active
-    rows.deactivate()
+    (rows.activate if active else rows.deactivate)()
     try:
         yield
     finally:
-        if was_active:
-            rows.activate()
+        if was_active is not active:
+            (rows.activate if was_active else rows.deactivate)()
 
 
-@contextmanager
-def as_ours() -> Iterator[None]:
-    """Let this package change in Ultralytics what it changes, wherever autoloading is switched off, too."""
-    rows = process_rows()
-    was_active = rows.active
-    rows.activate()
-    try:
-        yield
-    finally:
-        if not was_active:
-            rows.deactivate()
+plain_ultralytics = functools.partial(_changes, False)
+with_package = functools.partial(_changes, True)
 
 
 def _returning(value: object) -> Callable[[None, Any], Callable[..., Any]]:
@@ -54,14 +46,14 @@ def _returning(value: object) -> Callable[[None, Any], Callable[..., Any]]:
 _ROWS = [
     Row(
         target="ultralytics.utils.callbacks:add_integration_callbacks",
-        why="a measurement is no experiment for W&B, MLflow or Ultralytics' own platform to log",
+        why="W&B, MLflow and Ultralytics' own platform would log a measurement as an experiment",
         source="ultralytics/utils/callbacks/base.py",
         needed=lambda run, original: True,
         replacement=_returning(None),
     ),
     Row(
         target="ultralytics.utils.checks:check_amp",
-        why="it downloads a model, and where it fails the figure would be float32's under another name",
+        why="it downloads a model, and if it fails, the training runs in fp32",
         source="ultralytics/utils/checks.py",
         needed=lambda run, original: True,
         replacement=_returning(True),
@@ -71,18 +63,18 @@ _ROWS = [
 
 @contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Keep Ultralytics' log, progress bars and reports to others out, and PyTorch's warnings.
+    """Suppress Ultralytics' log, progress bars and reports to other services, and PyTorch's warnings.
 
-    Within `as_plain` or `as_ours`, not around them: they change some of the same functions.
+    Must be entered within `plain_ultralytics` or `with_package`, because they change some of the same functions.
 
     Yields:
-        What Ultralytics warns of in the meantime, each warning once.
+        The warnings of Ultralytics, each once, added as they are logged.
     """
     logger = logging.getLogger("ultralytics")
     before = logger.level, logger.handlers, logger.propagate
     warned: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: _note(record.getMessage(), warned)  # type: ignore[method-assign]
+    handler.emit = lambda record: _collect(record.getMessage(), warned)  # type: ignore[method-assign]
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.WARNING)
     try:
@@ -90,7 +82,7 @@ def quiet() -> Iterator[list[str]]:
         with (
             warnings.catch_warnings(),
             contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),  # where progress bars are drawn before 8.3.200 or so
+            contextlib.redirect_stderr(nowhere),  # progress bars before 8.3.200 or so
             activated(_ROWS, None),
         ):
             warnings.simplefilter("ignore")
@@ -100,10 +92,10 @@ def quiet() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def _note(message: str, warned: list[str]) -> None:
-    """Note the first line of a warning, without the terminal's colours, unless it is noted already.
+def _collect(message: str, warned: list[str]) -> None:
+    """Add the first line of a warning, without colour codes, unless it is a duplicate.
 
-    That images cached in RAM make a training indeterminate doesn't matter for its speed.
+    The warning that images cached in RAM make a training nondeterministic is left out: it doesn't affect speed.
     """
     lines = re.sub(r"\x1b\[[0-9;]*m", "", message).strip().splitlines()
     if lines and lines[0] not in warned and "cache='ram'" not in lines[0]:
@@ -111,7 +103,7 @@ def _note(message: str, warned: list[str]) -> None:
 
 
 def clear(index: int | None) -> None:
-    """Free what the last run left behind, on the XPU of that index, too, and begin its memory peaks anew."""
+    """Free the memory of the last run, also on the XPU with that index, and reset its peak memory statistics."""
     gc.collect()
     if index is None:
         return
@@ -121,6 +113,6 @@ def clear(index: int | None) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's type and the first line of its text, which ends early where it is long."""
+    """Return an error's type and the first line of its text, shortened to 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return textwrap.shorten(": ".join([type(error).__name__, *lines[:1]]), 200, placeholder=" …")

@@ -1,18 +1,19 @@
-"""The report as a table for the terminal, as Markdown for an issue, and as JSON for everything else."""
+"""The report as a table for the terminal, as Markdown for an issue, and as JSON."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 
 from rich import box
+from rich.console import Console
 from rich.table import Column, Table
 
-from .results import TITLES, Case, Report, Result
+from .results import TITLES, Report, Result
 
 __all__ = ["as_json", "figure", "markdown", "speedup", "table"]
 
-_SAME = "same code"
 _NONE = "-"
 
 
@@ -22,14 +23,14 @@ def as_json(report: Report) -> str:
 
 
 def table(report: Report, mode: str) -> Table:
-    """Draw the results of a mode, a row for each case and implementation."""
+    """Return the results of a mode, a row for each case and implementation."""
     simulated = "SIMULATED XPU: no hardware was measured\n" * report.simulated
     figures = ("median", "spread", "ratio", "GiB", "busy %", "W")
     drawn = Table(
         *(Column(name, no_wrap=True) for name in ("device", "precision", "code")),
         *(Column(name, no_wrap=True, justify="right") for name in figures),
         title=f"{simulated}{TITLES[mode]}, images per second: {report.subject}",
-        caption=f"{_statistic(report)}; GiB: most memory reserved",
+        caption=f"{_statistic(report)}; GiB: peak of reserved memory",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -37,44 +38,46 @@ def table(report: Report, mode: str) -> Table:
     )
     previous = None
     for case, results in report.tried(mode):
-        device = case.target.name if case.target != previous else ""
-        previous = case.target
-        names = [device, _precision(case)]
+        names = [case.device.name if case.device != previous else "", case.variant]
+        previous = case.device
         for result in results.values():
+            peak = result.memory("reserved")
             drawn.add_row(
                 *names,
                 result.implementation,
                 _median(result),
-                _apart(result) or _NONE,
+                _spread(result) or _NONE,
                 speedup(results) if result.implementation == "ours" else _NONE,
-                _memory(result),
-                _reading(result, "utilization"),
-                _reading(result, "power_draw"),
+                _NONE if peak is None else f"{peak / 2**30:.2f}",
+                *(_reading(result, name) for name in ("utilization", "power_draw")),
             )
             names = ["", ""]
     return drawn
 
 
 def markdown(report: Report) -> str:
-    """Return a table to paste into an issue, with what it was measured on in every row."""
+    """Return a table to paste into an issue; each row names the device and the software."""
     e = report.environment
     heads = ("device", "driver", "OS", "torch", "Ultralytics", "yolo-xpu-trainer", "measured", "plain", "ours", "ratio")
-    lines = [f"Images per second, {report.subject}; {_statistic(report)}:", ""]
-    if report.simulated:
-        lines[:0] = ["**Simulated XPU: no hardware was measured.**", ""]
-    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    drawn = Table(*heads, box=box.MARKDOWN)
+    software = (e["os"], e["torch"], e["ultralytics"], e["yolo_xpu_trainer"])
     for case, results in itertools.chain.from_iterable(map(report.tried, report.settings.modes)):
-        target = case.target
-        software = (e["os"], e["torch"], e["ultralytics"], e["yolo_xpu_trainer"])
-        cells = (target.label, target.driver, *software, f"{case.mode} {_precision(case)}")
-        row = [*cells, _cell(results, "plain"), _cell(results, "ours"), speedup(results)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-    notes = report.footnotes()
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+        device = case.device
+        cells = [device.label, device.driver, *software, f"{case.mode} {case.variant}"]
+        cells += [_cell(results, "plain"), _cell(results, "ours"), speedup(results)]
+        drawn.add_row(*(cell.replace("|", "\\|") for cell in cells))
+    text = io.StringIO()
+    console = Console(file=text, width=10_000, markup=False, emoji=False, highlight=False, color_system=None)
+    if report.simulated:
+        console.print("**Simulated XPU: no hardware was measured.**\n")
+    console.print(f"Images per second, {report.subject}; {_statistic(report)}:")
+    console.print(drawn)
+    console.print(*(f"- {note}" for note in report.footnotes()), sep="\n", soft_wrap=True)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip() + "\n"
 
 
 def figure(value: float) -> str:
-    """Write a number with three digits, or as many as it has before its point."""
+    """Return a number with three digits, or all digits of its integer part."""
     return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
@@ -84,41 +87,32 @@ def _median(result: Result) -> str:
     return figure(result.median)
 
 
-def _apart(result: Result) -> str:
-    """Write how far a result's windows lie apart, "" where there is one only."""
+def _spread(result: Result) -> str:
+    """Return the lowest and highest of a result's windows, "" if there is only one."""
     figures = result.figures()
     return f"{figure(min(figures))}-{figure(max(figures))}" if len(figures) > 1 else ""
 
 
 def speedup(results: dict[str, Result]) -> str:
-    """Write how many times as fast this package is."""
+    """Return the speed of this package divided by that of plain Ultralytics."""
     plain, ours = (results[name].median if name in results else None for name in ("plain", "ours"))
     return f"{ours / plain:.2f}" if plain and ours else _NONE
 
 
 def _cell(results: dict[str, Result], implementation: str) -> str:
-    """Write the median and spread of an implementation, or that it is the same code."""
+    """Return the median and spread of an implementation."""
     if implementation == "ours" and "both" in results:
-        return _SAME
+        return "same code"
     result = results.get(implementation, results.get("both"))
     if result is None:
         return _NONE
-    apart = _apart(result)
-    return f"{_median(result)} ({apart})" if apart else _median(result)
+    spread = _spread(result)
+    return f"{_median(result)} ({spread})" if spread else _median(result)
 
 
 def _statistic(report: Report) -> str:
     repeats = report.settings.repeats
-    return f"median of {repeats} windows, least to greatest" if repeats > 1 else "one window each"
-
-
-def _precision(case: Case) -> str:
-    return case.precision + " compiled" * case.compile
-
-
-def _memory(result: Result) -> str:
-    peak = result.memory("reserved")
-    return _NONE if peak is None else f"{peak / 2**30:.2f}"
+    return f"median of {repeats} windows, lowest to highest" if repeats > 1 else "one window each"
 
 
 def _reading(result: Result, name: str) -> str:

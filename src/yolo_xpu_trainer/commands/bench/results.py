@@ -1,4 +1,4 @@
-"""What was measured: windows, results and the report that holds them."""
+"""What was measured: windows, results, and the report that holds them."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import Any, Literal
 
 from .settings import Settings
 
-__all__ = ["MEASURED", "TITLES", "Case", "Report", "Result", "Target", "Window"]
+__all__ = ["MEASURED", "TITLES", "Case", "Device", "Report", "Result", "Window"]
 
 Implementation = Literal["plain", "ours", "both"]
 
 MEASURED = {
-    "train": "images per second of the whole training loop of Ultralytics' trainer in steady state: batches from the "
-    "default number of loader workers (images cached in RAM, no augmentation), forward, loss, backward, AdamW step and "
-    "EMA every 64 images, logging, ends of epochs; without validation and saving. The AMP check, which happens once "
-    "before a training, is skipped.",
+    "train": "images per second of the complete training loop of Ultralytics' trainer in steady state: batches from "
+    "the default number of loader workers (images cached in RAM, no augmentation), forward, loss, backward, AdamW step "
+    "and EMA every 64 images, logging, ends of epochs; without validation and saving. The AMP check, which happens "
+    "once before a training, is skipped.",
     "infer": "images per second of YOLO.predict on one batch of uint8 images in memory: preprocessing, forward, "
-    "postprocessing, results. An untrained model finds nothing, so NMS has next to nothing to do.",
+    "postprocessing, results. An untrained model finds no objects, so NMS has little to do.",
 }
-"""What the figures of each mode are."""
+"""What the figures of each mode mean."""
 
 TITLES = {"train": "Training", "infer": "Inference"}
 
 DATA_BOUND = 0.2
-"""Part of a window spent waiting for batches from which on a note says so."""
+"""Fraction of a window spent waiting for batches from which on the report has a note."""
 
 
 @dataclass(frozen=True)
-class Target:
+class Device:
     """A device to measure.
 
     Attributes:
-        name: As PyTorch names it: "cpu" or "xpu:0".
-        title: What it is: "Intel Arc B580 Graphics".
+        name: As PyTorch calls it: "cpu" or "xpu:0".
+        title: Its model: "Intel Arc B580 Graphics".
         driver: Version of its driver, "-" for a CPU.
         index: Its index among the XPUs, None for a CPU.
         has_fp16: Whether it computes in float16.
-        simulated: Whether its figures say nothing about hardware.
+        simulated: Whether it is simulated, so that its figures don't apply to hardware.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Target:
 
     @property
     def label(self) -> str:
-        """Its title, with a warning where it is simulated."""
+        """Its title, marked if it is simulated."""
         return f"{self.title} (simulated)" if self.simulated else self.title
 
 
@@ -62,17 +62,17 @@ class Case:
     """One kind of run, the same for plain Ultralytics and for this package."""
 
     mode: str
-    target: Target
+    device: Device
     precision: str
     compile: bool = False
 
     @property
     def variant(self) -> str:
-        """Device, precision and compilation: what tells cases of the same mode apart."""
-        return f"{self.target.name} {self.precision}{' compiled' if self.compile else ''}"
+        """Precision and compilation."""
+        return self.precision + " compiled" * self.compile
 
     def __str__(self) -> str:
-        return f"{self.mode} {self.variant}"
+        return f"{self.mode} {self.device.name} {self.variant}"
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ class Window:
     """One measurement.
 
     Attributes:
-        images: How many images went through.
-        seconds: How long that took.
-        steps: In how many steps.
-        warmup_steps: Steps before.
-        waiting_seconds: For how much of it the training loop was between steps: waiting for batches, ending epochs.
-            None for inference.
-        optimizer_steps: Optimizer steps taken within and due within, None for inference. The loss scaler leaves out
-            those whose gradients are infinite.
+        images: Number of images processed.
+        seconds: Duration.
+        steps: Number of steps.
+        warmup_steps: Number of steps before.
+        waiting_seconds: Time between steps, in which the training loop waits for batches and ends epochs; None for
+            inference.
+        optimizer_steps: Optimizer steps taken and due, None for inference. The loss scaler skips those with infinite
+            gradients.
         memory: Peaks of the run in bytes, by "allocated" and "reserved"; empty for a CPU.
-        telemetry: Medians of the readings within, by name; empty where there are none.
+        telemetry: Medians of the readings, by name; empty if there are none.
     """
 
     images: int
@@ -109,15 +109,15 @@ class Window:
 
 @dataclass
 class Result:
-    """What came of one case with one implementation.
+    """The outcome of one case with one implementation.
 
     Attributes:
         case: The case.
-        implementation: "plain" Ultralytics, "ours", or "both" where they are the same code.
-        status: "skipped" where it can't be done, "failed" where it was tried.
-        reason: Why, unless measured.
+        implementation: "plain" Ultralytics, "ours", or "both" if they are the same code.
+        status: "skipped" if it isn't possible, "failed" if it was tried.
+        reason: Why it was skipped or failed.
         windows: The measurements, in order.
-        warnings: What Ultralytics warned of.
+        warnings: Warnings of Ultralytics.
     """
 
     case: Case
@@ -131,16 +131,12 @@ class Result:
         return str(self.case) if self.implementation == "both" else f"{self.implementation} {self.case}"
 
     def fail(self, reason: str) -> None:
-        """Note that it can't be measured after all. What was measured before is dropped: the run isn't sound."""
+        """Mark the result as failed, and drop its windows: they aren't reliable."""
         self.status, self.reason = "failed", reason
         self.windows.clear()
 
-    def was_tried(self) -> bool:
-        """Whether it wasn't left out from the start."""
-        return self.status != "skipped"
-
     def figures(self) -> list[float]:
-        """Return images per second, a figure a window."""
+        """Return the images per second of each window."""
         return [window.images_per_second for window in self.windows]
 
     @property
@@ -149,7 +145,7 @@ class Result:
         return statistics.median(self.figures()) if self.windows else None
 
     def memory(self, kind: str) -> int | None:
-        """Return the greatest peak in bytes, of "allocated" or "reserved" memory."""
+        """Return the highest peak in bytes, of "allocated" or "reserved" memory."""
         return max((window.memory[kind] for window in self.windows if kind in window.memory), default=None)
 
     def telemetry(self, name: str) -> float | None:
@@ -158,12 +154,12 @@ class Result:
         return statistics.median(readings) if readings else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, as values that JSON knows."""
+        """Return everything, as JSON values."""
         figures = self.figures()
         spread = {"median": self.median, "least": min(figures, default=0), "greatest": max(figures, default=0)}
         return {
             "mode": self.case.mode,
-            "device": self.case.target.name,
+            "device": self.case.device.name,
             "precision": self.case.precision,
             "compile": self.case.compile,
             "implementation": self.implementation,
@@ -177,53 +173,49 @@ class Result:
 
 @dataclass
 class Report:
-    """Everything that a bench found.
+    """All results of a bench.
 
     Attributes:
-        settings: What was asked for.
-        environment: What it ran on, as values that JSON knows.
-        targets: The devices measured.
-        results: By case, and within by implementation.
-        notes: What the reader has to know beside the figures.
-        created: When.
+        settings: What was requested.
+        environment: Devices and software, as JSON values.
+        devices: The devices measured.
+        results: By case, and within a case by implementation.
+        notes: Remarks on the figures.
+        created: Date and time.
     """
 
     settings: Settings
     environment: dict[str, Any]
-    targets: list[Target]
+    devices: list[Device]
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
     def simulated(self) -> bool:
-        """Whether any figure comes from a simulated device."""
-        return any(target.simulated for target in self.targets)
+        """Whether any device is simulated."""
+        return any(device.simulated for device in self.devices)
 
     @property
     def subject(self) -> str:
-        """Model and sizes, in a few words."""
+        """Model and sizes."""
         s = self.settings
         return f"{Path(s.model).stem}, imgsz {s.imgsz}, batch {s.batch}"
 
-    def cases(self, mode: str) -> list[tuple[Case, dict[str, Result]]]:
-        """Return each case of a mode with its results by implementation."""
+    def tried(self, mode: str) -> list[tuple[Case, dict[str, Result]]]:
+        """Return the cases of a mode, unless skipped by every implementation, with their results by implementation."""
         found: dict[Case, dict[str, Result]] = {}
         for result in self.results:
             if result.case.mode == mode:
                 found.setdefault(result.case, {})[result.implementation] = result
-        return list(found.items())
-
-    def tried(self, mode: str) -> list[tuple[Case, dict[str, Result]]]:
-        """Return the cases of a mode of which anything was tried."""
-        return [(case, results) for case, results in self.cases(mode) if any(map(Result.was_tried, results.values()))]
+        return [item for item in found.items() if any(result.status != "skipped" for result in item[1].values())]
 
     def footnotes(self) -> list[str]:
-        """Return what the figures leave open: the notes, and why what is missing is missing, each reason once."""
+        """Return the notes, the reasons for missing results, warnings and doubts, each once."""
         notes = list(self.notes)
         if self.simulated:
             notes.insert(
-                0, "SIMULATED: the XPU is the host's processor and memory; its figures say nothing of hardware."
+                0, "SIMULATED: the XPU is the host's processor and memory; its figures say nothing about hardware."
             )
         shared: dict[str, list[str]] = {}
         for result in self.results:
@@ -236,24 +228,21 @@ class Report:
         return notes + list(self._doubts())
 
     def _doubts(self) -> Iterator[str]:
-        """Yield what makes a figure less than it seems."""
+        """Yield why a figure may be too low or too high."""
         for result in self.results:
             waited = [w.waiting_seconds / w.seconds for w in result.windows if w.waiting_seconds is not None]
             if waited and (part := statistics.median(waited)) > DATA_BOUND:
                 yield (
-                    f"{result} spent {part:.0%} of its time waiting for the data loader, "
-                    "so more processor cores, or a larger model, would show more of the device."
+                    f"{result} spent {part:.0%} of its time waiting for the data loader: the device is faster than "
+                    "this figure. More processor cores or a larger model would load it more."
                 )
             steps = [w.optimizer_steps for w in result.windows if w.optimizer_steps is not None]
             taken, due = sum(taken for taken, _ in steps), sum(due for _, due in steps)
             if taken < due:
-                yield (
-                    f"{result} took {taken} of {due} optimizer steps: the loss scaler "
-                    "left the others out, for their gradients were infinite."
-                )
+                yield f"{result} took {taken} of {due} optimizer steps: the loss scaler skipped infinite gradients."
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, as values that JSON knows."""
+        """Return everything, as JSON values."""
         return {
             "schema": 1,
             "created": self.created,

@@ -1,23 +1,19 @@
-"""What is to be measured, read from the command line."""
+"""What to measure, from the command line."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ...errors import UsageError
+__all__ = ["DEVICES", "MODES", "PRECISIONS", "WARMUP", "WINDOW_SECONDS", "Settings", "is_xpu", "model_file"]
 
-__all__ = ["DEVICES", "MODES", "PRECISIONS", "WARMUP", "WINDOW_SECONDS", "Settings", "parse"]
-
-DEVICES = ("cpu", "xpu", "xpu:0", "xpu:1")  # … and so on
+DEVICES = ("cpu", "xpu", "xpu:0", "xpu:1")  # … and so on, see `is_xpu`
 PRECISIONS = ("fp32", "fp16", "bf16")
 MODES = ("train", "infer")
 
 WARMUP = 8
-"""Steps before a window: kernels are compiled and caches filled in the first ones."""
+"""Steps before a window: the first ones compile kernels and fill caches."""
 
 WINDOW_SECONDS = 20
 """A window that has lasted this long ends at the next optimizer step: on a CPU a step can take ten seconds."""
@@ -25,89 +21,50 @@ WINDOW_SECONDS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to be measured.
+    """What to measure.
 
     Attributes:
         model: A `.yaml` or `.pt`, as `YOLO` takes it.
         imgsz: Side of the images in pixels.
-        batch: Images a step.
+        batch: Images per step.
         devices: As given: "cpu", "xpu", "xpu:1".
         precisions: Of `PRECISIONS`.
         modes: Of `MODES`.
-        compile: Whether everything is measured with `torch.compile`, too.
+        compile: Whether each case is measured with `torch.compile`, too.
         steps: Steps in a window, at most.
-        repeats: Windows of each kind.
-        output: Directory for what comes out.
+        repeats: Windows per result.
     """
 
     model: str
     imgsz: int
     batch: int
-    devices: tuple[str, ...]
-    precisions: tuple[str, ...]
-    modes: tuple[str, ...]
+    devices: list[str]
+    precisions: list[str]
+    modes: list[str]
     compile: bool
     steps: int
     repeats: int
-    output: Path
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Settings:
+        """Return the settings that a parsed command line asks for."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what the figures depend on, as values that JSON knows."""
-        shown = asdict(self)
-        del shown["output"]
-        return {**shown, "warmup_steps": WARMUP, "window_seconds": WINDOW_SECONDS}
+        """Return what the results depend on, as JSON values."""
+        return {**asdict(self), "warmup_steps": WARMUP, "window_seconds": WINDOW_SECONDS}
 
 
-def parse(args: argparse.Namespace) -> Settings:
-    """Check the command's options.
+def is_xpu(word: str) -> bool:
+    """Whether a word is the name of an XPU, such as "xpu:2"."""
+    return word.startswith("xpu:") and word[4:].isdecimal()
 
-    Raises:
-        UsageError: A value is none that its option takes.
-    """
-    model = str(args.model)
-    if not model.endswith((".yaml", ".yml", ".pt")):
-        raise UsageError(
-            f"--model {model!r} can't be trained, for it is neither a .yaml nor a .pt. "
-            "Name an architecture, such as yolo11n.yaml, or a checkpoint, such as yolo11n.pt."
+
+def model_file(text: str) -> str:
+    """Return the name of a model that can be trained (an argparse type)."""
+    if not text.endswith((".yaml", ".yml", ".pt")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} can't be trained: it is neither a .yaml nor a .pt. "
+            "Choose an architecture, such as yolo11n.yaml, or a checkpoint, such as yolo11n.pt."
         )
-    return Settings(
-        model=model,
-        imgsz=_number("--imgsz", args.imgsz, low=64, step=32),
-        batch=_number("--batch", args.batch),
-        devices=_devices(args.devices),
-        precisions=_choices("--precision", args.precision, PRECISIONS),
-        modes=_choices("--modes", args.modes, MODES),
-        compile=bool(args.compile),
-        steps=_number("--steps", args.steps),
-        repeats=_number("--repeats", args.repeats),
-        output=Path(args.output),
-    )
-
-
-def _number(option: str, text: str, low: int = 1, step: int = 1) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low or value % step:
-        multiple = f" that is a multiple of {step}" if step > 1 else ""
-        raise UsageError(f"{option} {text!r} was given; it takes a whole number of at least {low}{multiple}.")
-    return value
-
-
-def _choices(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Return what a list with commas names, each once, in the order given."""
-    named = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
-    wrong = [word for word in named if word not in known]
-    if wrong or not named:
-        given = ", ".join(map(repr, wrong)) or "nothing"
-        raise UsageError(
-            f"{option} {text!r} names {given}; it takes any of {', '.join(known)}, with commas between them."
-        )
-    return named
-
-
-def _devices(text: str) -> tuple[str, ...]:
-    named = [word.strip().lower() for word in text.split(",") if word.strip()]
-    indexed = [word for word in named if word.startswith("xpu:") and word[4:].isdecimal()]
-    return _choices("--devices", text, [*DEVICES, *(word for word in indexed if word not in DEVICES)])
+    return text

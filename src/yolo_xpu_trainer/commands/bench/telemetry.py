@@ -1,4 +1,4 @@
-"""What the driver tells of a busy XPU: read beside a window, in a thread of its own."""
+"""Readings of a busy XPU's driver, taken in a thread while a window is measured."""
 
 from __future__ import annotations
 
@@ -13,24 +13,18 @@ from .isolation import first_line
 
 __all__ = ["READINGS", "Sampler", "readable"]
 
-READINGS = {
-    "utilization": "%",
-    "power_draw": "W",
-    "temperature": "°C",
-    "clock_rate": "MHz",
-    "memory_usage": "% of the memory's bandwidth",
-}
-"""Functions of `torch.xpu` (from 2.14 or so on, with the package pyzes), and the unit of each."""
+READINGS = ("utilization", "power_draw", "temperature", "clock_rate", "memory_usage")
+"""Functions of `torch.xpu` (from 2.14 or so on, with the package pyzes): in %, W, °C, MHz, and % of the bandwidth."""
 
 
 def readable(index: int) -> tuple[list[str], str]:
-    """Find out what the driver tells.
+    """Find out which readings the driver provides.
 
     Args:
         index: The XPU's.
 
     Returns:
-        The names of the readings that there are, and a note on the others, "" where there are none.
+        The names of the available readings, and a note on the others, "" if there are none.
     """
     found: list[str] = []
     failed: dict[str, list[str]] = {}
@@ -41,12 +35,12 @@ def readable(index: int) -> tuple[list[str], str]:
             continue
         try:
             function(index)
-        except Exception as error:  # pyzes is absent, the driver has no such sensor, or it takes a privilege
+        except Exception as error:  # pyzes isn't installed, there is no such sensor, or a privilege is missing
             failed.setdefault(first_line(error), []).append(name)
         else:
             found.append(name)
     reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in failed.items())
-    return found, f"xpu:{index} doesn't tell its {reasons}." if reasons else ""
+    return found, f"xpu:{index} provides no readings of {reasons}." if reasons else ""
 
 
 def _function(name: str) -> Callable[[int], float] | None:
@@ -55,12 +49,12 @@ def _function(name: str) -> Callable[[int], float] | None:
 
 
 class Sampler:
-    """Reads as long as a window lasts.
+    """Takes readings during a window.
 
-    Each of the readings of utilization, power and bandwidth takes a tenth of a second, which the thread sleeps through.
+    A reading of utilization, power or bandwidth takes 0.1 s, during which the thread sleeps.
 
     Args:
-        index: The XPU's index; None for a CPU, of which nothing is read.
+        index: The XPU's index; None for a CPU, which has no readings.
         names: What to read, of `READINGS`.
     """
 
@@ -68,31 +62,31 @@ class Sampler:
         self._index = index
         self._names = names if index is not None else []
         self._readings: dict[str, list[float]] = {}
-        self._enough = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, name="xpu-telemetry", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the readings."""
         if self._names:
             self._thread.start()
 
     def stop(self) -> dict[str, float]:
-        """Read no more, and return the median of each reading."""
-        self._enough.set()
+        """End the readings, and return the median of each."""
+        self._stopped.set()
         if self._thread.ident is not None:
             self._thread.join()
         return {name: statistics.median(values) for name, values in self._readings.items()}
 
     def _read(self) -> None:
         assert self._index is not None
-        while self._names and not self._enough.wait(0.1):  # not without a pause: some readings come at once
+        while self._names and not self._stopped.wait(0.1):  # some readings return at once
             for name in list(self._names):
-                if self._enough.is_set():
+                if self._stopped.is_set():
                     return
                 function = _function(name)
                 try:
                     value = float(function(self._index)) if function else None
-                except Exception:  # a sensor that was there and is gone: what it told stands
+                except Exception:  # the sensor became unavailable: its readings so far are kept
                     value = None
                 if value is None:
                     self._names = [other for other in self._names if other != name]

@@ -4,40 +4,69 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from .data import images
+from ..synthetic import MANY, draw
 from .isolation import clear
-from .models import Subject
+from .model import Model
 from .results import Case, Implementation, Window
 from .settings import WARMUP, WINDOW_SECONDS, Settings
 from .telemetry import Sampler
 
-__all__ = ["NotMeasured", "infer", "train"]
+__all__ = ["Job", "NotMeasured", "infer", "train"]
 
 WARMUP_SECONDS = 5
-"""A warm-up that has lasted this long since its first step, the slow one, ends too."""
+"""A warm-up that has lasted this long after its first step, which is slow, ends early."""
 
 
-class NotMeasured(Exception):  # noqa: N818 - nothing went wrong but the figure
-    """What ran wasn't what was to be measured."""
+class NotMeasured(Exception):  # noqa: N818 - not an error of the run
+    """What ran isn't what was to be measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all measurements have in common.
+
+    Attributes:
+        model: The model.
+        settings: Sizes and lengths.
+        scratch: The directory for the trainer's own files.
+        data: What Ultralytics takes as `data`.
+        readings: What to read of each device, by its name.
+        on_step: Called after each step.
+    """
+
+    model: Model
+    settings: Settings
+    scratch: Path
+    data: Path
+    readings: dict[str, list[str]]
+    on_step: Callable[[], object]
+
+    def clock(self, case: Case) -> Clock:
+        """Free the device's memory, and return a clock for a measurement on it."""
+        clear(case.device.index)
+        sampler = Sampler(case.device.index, self.readings.get(case.device.name, []))
+        return Clock(case, self.settings, sampler, self.on_step)
 
 
 class Clock:
-    """Counts steps, and measures a window of them once the warm-up is over.
+    """Counts steps, and measures a window of them after the warm-up.
 
     Args:
         case: What runs.
-        settings: How long a window is.
-        sampler: Reads beside the window.
+        settings: The length of a window.
+        sampler: Takes readings during the window.
         on_step: Called after each step.
     """
 
     def __init__(self, case: Case, settings: Settings, sampler: Sampler, on_step: Callable[[], object]) -> None:
-        self._index = case.target.index
+        self._index = case.device.index
         self._settings = settings
         self._sampler = sampler
         self._on_step = on_step
@@ -51,10 +80,10 @@ class Clock:
         return self._start is not None
 
     def step(self, cycle: int = 1) -> Window | None:
-        """Note that a step is done.
+        """Count a step.
 
         Args:
-            cycle: A window has a multiple of so many steps, for only together do they hold what belongs to a step.
+            cycle: Number of steps per optimizer step; a window has a multiple of them.
 
         Returns:
             The window, once it has ended.
@@ -66,17 +95,15 @@ class Clock:
             if self._first_step is None:
                 self._first_step = now
             elif self.warmup_steps >= WARMUP or now - self._first_step > WARMUP_SECONDS:
-                self._start = self._now()
+                self._start = self._synchronized()
                 self._sampler.start()
             return None
         self.steps += 1
         ended = self.steps >= self._settings.steps or now - self._start > WINDOW_SECONDS
-        if not ended or self.steps % cycle:
-            return None
-        return self._window(self._now() - self._start)
+        return self._window(self._synchronized() - self._start) if ended and not self.steps % cycle else None
 
     def stop(self) -> None:
-        """End what runs beside the steps, wherever they ended."""
+        """End the readings."""
         self._sampler.stop()
 
     def _window(self, seconds: float) -> Window:
@@ -94,120 +121,107 @@ class Clock:
             telemetry=self._sampler.stop(),
         )
 
-    def _now(self) -> float:
-        """Return the time at which the device has done everything that it was given."""
+    def _synchronized(self) -> float:
+        """Wait until the device has finished its work, and return the time."""
         if self._index is not None:
             torch.xpu.synchronize(self._index)
         return time.perf_counter()
 
 
-class _Left(BaseException):
-    """Leaves a trainer's loop. No `Exception`, for a trainer may try again after one."""
+class _Stop(BaseException):
+    """Leaves a trainer's loop. Not an `Exception`: a trainer may retry after one."""
 
     def __init__(self, window: Window | None, reason: str = "") -> None:
         self.window = window
         self.reason = reason
 
 
-class _Watch:
-    """Two callbacks of a trainer, which see each of its steps."""
+class _Callbacks:
+    """A trainer's callbacks, which measure its steps."""
 
     def __init__(self, clock: Clock, case: Case, settings: Settings) -> None:
         self._clock = clock
         self._case = case
         self._settings = settings
-        self._left_at = 0.0
+        self._last_end = 0.0
         self._waited = 0.0
         self._optimizer_steps = 0
-        self._watched = False
+        self._checked = False
 
     def batch_start(self, trainer: Any) -> None:
-        """See whether the trainer does what is measured, and how long it waited for its batch."""
+        """Check that the trainer runs the case, and add up how long it waited for batches."""
         if trainer.batch_size != self._settings.batch:
             asked = self._settings.batch
-            raise _Left(None, f"out of memory with batch {asked} (the trainer goes on with {trainer.batch_size})")
-        if not self._watched:
-            self._watched = True
+            raise _Stop(None, f"out of memory with batch {asked} (the trainer continued with {trainer.batch_size})")
+        if not self._checked:
+            self._checked = True
             _check_precision(trainer, self._case)
             _check_compiled(trainer.model, self._case)
             trainer.optimizer.register_step_post_hook(self._optimizer_stepped)
         elif self._clock.in_window:
-            self._waited += time.perf_counter() - self._left_at
+            self._waited += time.perf_counter() - self._last_end
 
     def batch_end(self, trainer: Any) -> None:
-        """Count the step, and leave the trainer at the window's end."""
+        """Count the step, and leave the trainer's loop at the end of the window."""
         cycle = max(int(trainer.accumulate), 1)
         if window := self._clock.step(cycle):
             steps = (self._optimizer_steps, window.steps // cycle)
-            raise _Left(Window(**{**vars(window), "waiting_seconds": self._waited, "optimizer_steps": steps}))
-        self._left_at = time.perf_counter()
+            raise _Stop(replace(window, waiting_seconds=self._waited, optimizer_steps=steps))
+        self._last_end = time.perf_counter()
 
     def _optimizer_stepped(self, *args: object) -> None:
         self._optimizer_steps += self._clock.in_window
 
 
-def train(
-    subject: Subject,
-    case: Case,
-    implementation: Implementation,
-    settings: Settings,
-    data: Path,
-    readings: list[str],
-    on_step: Callable[[], object],
-) -> Window:
+def train(job: Job, case: Case, implementation: Implementation) -> Window:
     """Train until a window has ended.
 
     Args:
-        subject: The model.
+        job: What all measurements have in common.
         case: Device, precision and compilation.
         implementation: Whose trainer.
-        settings: Sizes.
-        data: What `write` returned; the trainer's own files go beside it.
-        readings: What to read of the device.
-        on_step: Called after each step.
 
     Raises:
         NotMeasured: It ran in another precision, with another batch, or not compiled.
-        Exception: Whatever a trainer raises.
+        Exception: Any error of a trainer.
     """
-    clear(case.target.index)
+    clock = job.clock(case)
     ours = implementation == "ours"
-    trainer_class: Any = subject.ours if ours else subject.plain
-    trainer = trainer_class(overrides=_arguments(subject, case, settings, data, ours))
-    # It empties the cache after an epoch that filled half of the device. Epochs take a few steps here, and a real one
-    # thousands, so that this would cost a hundred times what it does.
+    trainer_class: Any = job.model.ours if ours else job.model.plain
+    trainer = trainer_class(overrides=_arguments(job, case, ours))
+    # A trainer empties the cache after an epoch that filled half of the device. Here an epoch has a few steps instead
+    # of thousands, so that this would cost a hundred times as much as in practice.
     trainer._clear_memory = lambda *args, **kwargs: None
-    clock = Clock(case, settings, Sampler(case.target.index, readings), on_step)
-    watch = _Watch(clock, case, settings)
-    trainer.add_callback("on_train_batch_start", watch.batch_start)
-    trainer.add_callback("on_train_batch_end", watch.batch_end)
+    callbacks = _Callbacks(clock, case, job.settings)
+    trainer.add_callback("on_train_batch_start", callbacks.batch_start)
+    trainer.add_callback("on_train_batch_end", callbacks.batch_end)
     try:
         trainer.train()
-    except _Left as left:
-        if left.window is None:
-            raise NotMeasured(left.reason) from None
-        return left.window
+    except _Stop as stop:
+        if stop.window is None:
+            raise NotMeasured(stop.reason) from None
+        return stop.window
     finally:
         clock.stop()
-        _tidy_up(trainer)
+        _tear_down(trainer)
         if case.compile:
             torch._dynamo.reset()
     raise NotMeasured("the training ended before the window did")
 
 
-def _arguments(subject: Subject, case: Case, settings: Settings, data: Path, ours: bool) -> dict[str, Any]:
+def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
     named: dict[str, Any] = {"fp32": False, "fp16": True, "bf16": "bf16"}
     arguments = {
         "mode": "train",
-        "task": subject.task,
-        "model": subject.file,
-        "data": str(data),
-        "project": str(data.parent),
+        "task": job.model.task,
+        "model": job.model.file,
+        "data": str(job.data),
+        "project": str(job.scratch),
         "name": "run",
         "exist_ok": True,
-        "imgsz": settings.imgsz,
-        "batch": settings.batch,
-        "device": case.target.name,
+        "imgsz": job.settings.imgsz,
+        "batch": job.settings.batch,
+        "device": case.device.name,
         "amp": case.precision if ours else named[case.precision],
         "cache": "ram",
         "epochs": 100_000,  # more than any window takes
@@ -216,10 +230,10 @@ def _arguments(subject: Subject, case: Case, settings: Settings, data: Path, our
         "save": False,
         "plots": False,
         "verbose": False,
-        "optimizer": "AdamW",  # what "auto" takes for a run of up to 10 000 steps
-        "lr0": 1e-5,  # rectangles on noise teach nothing, and a loss that is infinite saves steps
-        "warmup_epochs": 0.0,  # in which the number of steps between two optimizer steps grows
-        # what changes images costs the host time, and the device is to be measured
+        "optimizer": "AdamW",  # what "auto" chooses for a run of up to 10 000 steps
+        "lr0": 1e-5,  # synthetic images teach nothing, and with an infinite loss the optimizer would skip steps
+        "warmup_epochs": 0.0,  # during warm-up the number of steps per optimizer step grows
+        # augmentation takes time on the host, and the device is to be measured
         **dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0),
         "close_mosaic": 0,
         "auto_augment": None,
@@ -231,64 +245,56 @@ def _check_precision(trainer: Any, case: Case) -> None:
     if getattr(trainer, "xpu", None) is not None:
         actual, reason = trainer.xpu.precision.name, trainer.xpu.precision.reason
     else:
-        actual, reason = (str(trainer.args.amp) if trainer.args.amp == "bf16" else "fp16"), "Ultralytics says so"
+        actual, reason = (str(trainer.args.amp) if trainer.args.amp == "bf16" else "fp16"), "Ultralytics' choice"
         actual = actual if trainer.amp else "fp32"
     if actual != case.precision:
-        raise _Left(None, f"the training ran in {actual} ({reason})")
+        raise _Stop(None, f"the training ran in {actual} ({reason})")
 
 
 def _check_compiled(model: Any, case: Case) -> None:
     if case.compile and not hasattr(model, "_orig_mod"):
-        raise _Left(None, "Ultralytics found that it can't compile here, and went on without")
+        raise _Stop(None, "Ultralytics couldn't compile the model, and continued without")
 
 
-def _tidy_up(trainer: Any) -> None:
-    """Do what the end of a training would have done: end the loaders' workers, allow indeterminism."""
+def _tear_down(trainer: Any) -> None:
+    """Do what happens at the end of a training: end the loaders' workers, allow nondeterminism."""
     from ultralytics.utils import torch_utils
 
     for name in ("train_loader", "test_loader"):
-        close = getattr(getattr(trainer, name, None), "close", None)  # before 8.4 or so a loader's end does it
+        close = getattr(getattr(trainer, name, None), "close", None)  # before 8.4 or so the loader's deletion does it
         if close is not None:
             close()
     getattr(torch_utils, "unset_deterministic", lambda: None)()
 
 
-def infer(
-    subject: Subject,
-    case: Case,
-    implementation: Implementation,
-    settings: Settings,
-    data: Path,
-    readings: list[str],
-    on_step: Callable[[], object],
-) -> Window:
+def infer(job: Job, case: Case, implementation: Implementation) -> Window:
     """Predict until a window has ended; see `train`."""
     from ultralytics import YOLO
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    clear(case.target.index)
-    pictures = [image for image, _ in images(settings.batch, settings.imgsz)]
+    clock = job.clock(case)
+    settings, rng = job.settings, np.random.default_rng(0)
+    images = [draw(settings.imgsz, rng, len(job.model.names), MANY).image for _ in range(settings.batch)]
     half: Any = {"quantize": 16} if "quantize" in DEFAULT_CFG_DICT else {"half": True}
     options: dict[str, Any] = {
-        "device": case.target.name,
+        "device": case.device.name,
         "imgsz": settings.imgsz,
         "verbose": False,
         **(half if case.precision == "fp16" else {}),
         **({"compile": True} if case.compile else {}),
     }
-    clock = Clock(case, settings, Sampler(case.target.index, readings), on_step)
-    model = YOLO(subject.file)
+    model = YOLO(job.model.file)
     try:
         while True:
-            model.predict(pictures, **options)
+            model.predict(images, **options)
             if window := clock.step():
                 backend = model.predictor.model
                 if bool(backend.fp16) != (case.precision == "fp16"):
                     raise NotMeasured(f"Ultralytics predicted in {'fp16' if backend.fp16 else 'fp32'}")
                 _check_compiled(backend, case)
                 return window
-    except _Left as left:
-        raise NotMeasured(left.reason) from None
+    except _Stop as stop:
+        raise NotMeasured(stop.reason) from None
     finally:
         clock.stop()
         if case.compile:

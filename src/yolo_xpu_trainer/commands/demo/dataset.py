@@ -1,19 +1,21 @@
-"""The demo's data set on disk, in the form that Ultralytics reads."""
+"""The demo's data set: images of handwritten digits, with labels as Ultralytics reads them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from .scenes import Digits, Floats, Image, Integers, Scene, make_scenes
+from ..synthetic import row, write_description, write_image, write_labels
+from .scenes import Digits, Scene, make_scenes
 
 VAL_FRACTION = 0.2
-"""Part of the handwriting samples, and of the images, that is held out."""
+"""Fraction of the handwriting samples, and of the images, that is held out."""
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""Words, because Ultralytics' plots show a class next to its confidence: "nine 0.8"."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class DataSet:
         root: Its directory.
         description: The `data.yaml` that Ultralytics takes.
         images: Number of images in each split.
-        digits: Number of digits drawn in each split.
+        digits: Number of digits in each split.
     """
 
     root: Path
@@ -43,7 +45,7 @@ def load_digits() -> Digits:
 
 
 def split_digits(digits: Digits, seed: int) -> dict[str, Digits]:
-    """Divide handwriting samples between the splits, so that none is in both."""
+    """Divide the handwriting samples between the splits, without overlap."""
     order = np.random.default_rng(seed).permutation(len(digits.samples))
     held_out = round(VAL_FRACTION * len(order))
     return {"train": digits.take(order[held_out:]), "val": digits.take(order[:held_out])}
@@ -66,59 +68,16 @@ def write_dataset(root: Path, images: int, size: int, seed: int, on_image: Calla
     counts = {"train": images - held_out, "val": held_out}
     drawn = dict.fromkeys(counts, 0)
     for number, (split, digits) in enumerate(split_digits(load_digits(), seed).items()):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
         for index, scene in enumerate(make_scenes(digits, counts[split], size, (seed, number))):
             write_image(root / "images" / split / f"{index:05d}.png", scene.image)
-            (root / "labels" / split / f"{index:05d}.txt").write_text(label_text(scene), encoding="utf-8")
+            write_labels(root / "labels" / split / f"{index:05d}.txt", labels(scene))
             drawn[split] += len(scene.classes)
             on_image()
-    return DataSet(root, write_description(root), counts, drawn)
+    return DataSet(root, write_description(root, NAMES), counts, drawn)
 
 
-def write_description(root: Path) -> Path:
-    """Write `data.yaml` into `root` and return its path."""
-    path = root / "data.yaml"
-    description = {
-        "path": str(root.resolve()),  # absolute: a relative one is looked for in Ultralytics' own data directory
-        "train": "images/train",
-        "val": "images/val",
-        "names": [str(number) for number in range(10)],
-    }
-    # JSON is YAML too, and leaves no doubt about spaces, backslashes and the names being strings
-    lines = [f"{key}: {json.dumps(value)}\n" for key, value in description.items()]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
-
-
-def label_text(scene: Scene) -> str:
-    """Return class, centre x, centre y, width and height of each digit, a line each, the last four as fractions."""
-    size = scene.image.shape[0]
-    lines = []
-    for number, (left, top, right, bottom) in zip(scene.classes, scene.boxes, strict=True):
-        values = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
-        lines.append(f"{number} " + " ".join(f"{value / size:.6f}" for value in values))
-    return "".join(f"{line}\n" for line in lines)
-
-
-def read_labels(path: Path) -> tuple[Integers, Floats]:
-    """Read what `label_text` wrote.
-
-    Returns:
-        Classes, int64 (n,), and boxes: left, top, right, bottom as fractions of the scene's side, float32 (n, 4).
-    """
-    rows = np.array([line.split() for line in path.read_text(encoding="utf-8").splitlines()], np.float64)
-    rows = rows.reshape(-1, 5)
-    centres, sides = rows[:, 1:3], rows[:, 3:5]
-    return rows[:, 0].astype(np.int64), np.hstack([centres - sides / 2, centres + sides / 2]).astype(np.float32)
-
-
-def write_image(path: Path, image: Image) -> None:
-    """Write a PNG. OpenCV's own `imwrite` knows, on Windows, no path outside the system's code page."""
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-
-
-def read_image(path: Path) -> Image:
-    """Return an image that `write_image` wrote, uint8 (height, width, 3), BGR."""
-    image: Image = np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR), np.uint8)
-    return image
+def labels(scene: Scene) -> list[str]:
+    """Return a label for each digit: its class, and the centre, width and height of its box as fractions."""
+    boxes = np.array(scene.boxes, float).reshape(-1, 4) / len(scene.image)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return [row(c, box) for c, box in zip(scene.classes, np.hstack([(low + high) / 2, high - low]), strict=True)]

@@ -1,4 +1,4 @@
-"""The demo's scenes: handwritten digits on drawn textures."""
+"""The demo's images: handwritten digits on drawn textures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 MIN_ALPHA = 0.25
-"""Fainter parts of a digit's blurred edge are not drawn, so that its box ends where the eye sees it end."""
+"""Fainter parts of a digit's blurred edge aren't drawn, so that its box fits what is visible."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Digits:
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels; `right` and `bottom` are the first ones outside."""
+    """A rectangle of pixels; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -51,17 +51,17 @@ class Box(NamedTuple):
         return not (beside or self.top >= other.bottom or self.bottom <= other.top)
 
     def of(self, canvas: Floats) -> Floats:
-        """Return the part of `canvas`, float32 (height, width, 3), that is in the box, as a view."""
+        """Return the part of `canvas`, float32 (height, width, 3), in the box, as a view."""
         return canvas[self.top : self.bottom, self.left : self.right]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and what is in it.
+    """An image and its digits.
 
     Attributes:
         image: uint8 (size, size, 3), BGR.
-        boxes: Where each digit is, tightly; no two overlap.
+        boxes: The tight box of each digit; no two overlap.
         classes: The digit in each box, int64 (n,).
         samples: Its number in scikit-learn's data set, int64 (n,).
     """
@@ -73,13 +73,13 @@ class Scene:
 
 
 def make_scenes(digits: Digits, count: int, size: int, seed: tuple[int, ...]) -> Iterator[Scene]:
-    """Draw scenes, dealing the digits like cards: all come up before the deck is shuffled again.
+    """Draw scenes; every digit is drawn once before any is drawn again.
 
     Args:
         digits: What to draw from.
         count: Number of scenes.
         size: Side of a scene in pixels.
-        seed: Numbers that decide all of it.
+        seed: Seed of the random generators.
 
     Yields:
         The scenes.
@@ -87,7 +87,7 @@ def make_scenes(digits: Digits, count: int, size: int, seed: tuple[int, ...]) ->
     dealer = np.random.default_rng([*seed, 0])
     deck = np.empty(0, np.int64)
     for index in range(count):
-        # a generator a scene: its look depends on nothing that was drawn before it
+        # a generator per scene, so that a scene doesn't depend on those before it
         rng = np.random.default_rng([*seed, 1, index])
         wanted = int(rng.integers(3, 8))
         if len(deck) < wanted:
@@ -97,7 +97,7 @@ def make_scenes(digits: Digits, count: int, size: int, seed: tuple[int, ...]) ->
 
 
 def draw_scene(digits: Digits, size: int, rng: np.random.Generator) -> Scene:
-    """Put the given digits on a new background; one that finds no free place is left out."""
+    """Draw the given digits on a new background, except those for which there is no free place."""
     canvas = draw_background(size, rng)
     boxes: list[Box] = []
     drawn: list[int] = []
@@ -130,7 +130,7 @@ def draw_background(size: int, rng: np.random.Generator) -> Floats:
     first = rng.uniform(20, 235, 3)
     second = np.clip(first + rng.uniform(-70, 70, 3), 0, 255)
     canvas = (first + texture[..., None] * (second - first)).astype(np.float32)
-    for _ in range(rng.integers(0, 5)):  # without these, whatever has an edge would be a digit
+    for _ in range(rng.integers(0, 5)):  # so that not everything with an edge is a digit
         draw_clutter(canvas, rng)
     return canvas
 
@@ -174,7 +174,7 @@ def render_digit(ink: Floats, height: float, angle: float) -> Floats:
 
 
 def find_place(alpha: Floats, size: int, taken: list[Box], rng: np.random.Generator) -> Box | None:
-    """Return a free place for the digit `alpha`, float32 (h, w), in a scene; None if 30 tries found none."""
+    """Return a free place for the digit `alpha`, float32 (h, w), or None after 30 attempts."""
     height, width = alpha.shape
     for _ in range(30):
         left, top = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
@@ -185,7 +185,7 @@ def find_place(alpha: Floats, size: int, taken: list[Box], rng: np.random.Genera
 
 
 def pick_colour(behind: Floats, rng: np.random.Generator) -> Floats:
-    """Return a colour, float32 (3,), that can be told from what is behind, float32 (h, w, 3)."""
+    """Return a colour, float32 (3,), that contrasts with the background, float32 (h, w, 3)."""
     brightness = float(behind.mean())
     contrast = rng.uniform(70, 140)
     darker, lighter = brightness - contrast, brightness + contrast
