@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import devices
-from ..plugins import manager
-from ..upstream.process import process_rows
+from ..activation import process_patches
+from ..plugins import hooks
 
 __all__ = ["add_arguments", "run"]
 
@@ -51,8 +51,8 @@ def _devices() -> Table:
         return "no limit" if size is None else f"less than {size / 2**30:g} GiB, {lifted}"
 
     def amp(device: devices.DeviceInfo) -> str:
-        precision = manager().hook.xpu_precision(device=device, requested=True)
-        return f"{precision.name}: {precision.reason}"
+        precision = hooks().xpu_precision(device=device, requested=True)
+        return f"{precision.name}: {precision.reason}" if precision else "fp32: no plugin decides it"
 
     found = devices.available()
     table = Table("", *map(str, found), title="Devices", title_justify="left")
@@ -72,13 +72,12 @@ def _devices() -> Table:
 
 def _changes() -> Table:
     """Return the table of what this package changes in Ultralytics for the whole process."""
-    changes = process_rows()
-    changes.activate()
-    for row in changes.rows:
+    patches = process_patches()
+    patches.apply()
+    for patch in patches.patches:
         with contextlib.suppress(ImportError):  # some versions have no such module
-            importlib.import_module(row.module)
-    table = Table("changed in Ultralytics", "state", "reason", title="Changes", title_justify="left")
-    for row in changes.rows:
-        state = "active" if row.target in changes.acting else changes.passed.get(row.target, "waiting")
-        table.add_row(row.target.removeprefix("ultralytics."), state, row.why)
+            importlib.import_module(patch.module)
+    table = Table("patched in Ultralytics", "state", "why", "source", title="Patches", title_justify="left")
+    for patch in patches.patches:
+        table.add_row(patch.target.removeprefix("ultralytics."), patches.state_of(patch), patch.why, patch.where)
     return table

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ...upstream import Row, activated
-from ...upstream.process import process_rows
+from ...activation import process_patches
+from ...patches import Patch, applied
 
 __all__ = ["clear", "first_line", "plain_ultralytics", "quiet", "with_package"]
 
@@ -25,14 +25,14 @@ __all__ = ["clear", "first_line", "plain_ultralytics", "quiet", "with_package"]
 @contextmanager
 def _changes(active: bool) -> Iterator[None]:
     """Apply or take back this package's changes to Ultralytics, and restore the former state afterwards."""
-    rows = process_rows()
-    was_active = rows.active
-    (rows.activate if active else rows.deactivate)()
+    patches = process_patches()
+    was_active = patches.is_on
+    (patches.apply if active else patches.restore)()
     try:
         yield
     finally:
         if was_active is not active:
-            (rows.activate if was_active else rows.deactivate)()
+            (patches.apply if was_active else patches.restore)()
 
 
 plain_ultralytics = functools.partial(_changes, False)
@@ -43,19 +43,17 @@ def _returning(value: object) -> Callable[[None, Any], Callable[..., Any]]:
     return lambda run, original: lambda *args, **kwargs: value
 
 
-_ROWS = [
-    Row(
+_PATCHES = [
+    Patch(
         target="ultralytics.utils.callbacks:add_integration_callbacks",
         why="W&B, MLflow and Ultralytics' own platform would log a measurement as an experiment",
         source="ultralytics/utils/callbacks/base.py",
-        needed=lambda run, original: True,
         replacement=_returning(None),
     ),
-    Row(
+    Patch(
         target="ultralytics.utils.checks:check_amp",
         why="it downloads a model, and if it fails, the training runs in fp32",
         source="ultralytics/utils/checks.py",
-        needed=lambda run, original: True,
         replacement=_returning(True),
     ),
 ]
@@ -83,7 +81,7 @@ def quiet() -> Iterator[list[str]]:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),  # progress bars before 8.3.200 or so
-            activated(_ROWS, None),
+            applied(_PATCHES, None),
         ):
             warnings.simplefilter("ignore")
             yield warned

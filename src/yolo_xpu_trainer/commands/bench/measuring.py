@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ... import compiling, devices
-from ...upstream.legacy import knows_accelerators
+from ... import devices
+from ...policies import compile
+from ...versions import knows_accelerators
 from .. import synthetic
 from . import telemetry
 from .isolation import clear, first_line, plain_ultralytics, quiet, with_package
@@ -113,7 +114,7 @@ def _why_not(case: Case, implementation: Implementation, model: Model) -> str:
         return f"{case.device.title} doesn't support float16"
     if case.precision == "bf16" and case.mode == "infer":
         return "Ultralytics only predicts in fp32 or fp16"
-    if case.compile and (found := compiling.obstacle(case.device.index)):
+    if case.compile and (found := compile.problem(case.device.index)):
         return f"torch.compile doesn't work on this device: {found}"
     if implementation == "plain":
         if not knows_accelerators():
