@@ -107,7 +107,7 @@ _PUBLIC = {
 }
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - strings all
+__all__ = ["__version__", *_HOMES]
 
 if not TYPE_CHECKING:  # a misspelt name is an error to a type checker
 

@@ -178,9 +178,7 @@ class Options:
             if key not in known:
                 near = difflib.get_close_matches(key.lower(), known, n=3, cutoff=0.5)
                 hint = f"Did you mean {' or '.join(near)}?" if near else f"The options are {', '.join(sorted(known))}."
-                raise UnknownOptionError(
-                    f"There is no option {key!r}. {hint}", name=key, value=value, suggestions=near
-                )
+                raise UnknownOptionError(f"There is no option {key!r}. {hint}", name=key, value=value, suggestions=near)
         return {known[key].name: known[key].parse(value) for key, value in given.items()}
 
     @staticmethod

@@ -133,7 +133,12 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 _LOGGER.warning(f"XPU: the run to resume was on {saved['device']}, which is not available: {error}")
                 return devices.resolve(None, prefer_xpu=not self.automatic)
         indices = devices.resolve(self.args.device, prefer_xpu=not self.automatic)
-        if indices is None and not self.automatic and self.args.device in (None, "") and (problem := devices.why_none()):
+        if (
+            indices is None
+            and not self.automatic
+            and self.args.device in (None, "")
+            and (problem := devices.why_none())
+        ):
             _LOGGER.warning(
                 f"XPU: {type(self).__name__} finds no XPU: {problem.seen}. Training goes on with Ultralytics' own "
                 f"choice of device. {problem.remedy} `yolo-xpu doctor` says more."

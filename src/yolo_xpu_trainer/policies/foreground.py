@@ -25,7 +25,6 @@ def xpu_options() -> list[Option[bool]]:
     return [FOREGROUND_ONCE]
 
 
-
 class ForegroundMask(torch.Tensor):
     """A boolean mask that finds its positions when they are first needed, and is indexed with by them from then on.
 

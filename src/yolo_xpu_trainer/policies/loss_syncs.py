@@ -108,7 +108,12 @@ _ANCHORS = StashKey["OrderedDict[Any, tuple[Any, Any]]"]()
     why="it counts the labels on the device, with syncs, though the host knew the counts",
 )
 def preprocess(
-    run: Run, original: Callable[..., Any], self: Any, targets: torch.Tensor, batch_size: int, scale_tensor: torch.Tensor
+    run: Run,
+    original: Callable[..., Any],
+    self: Any,
+    targets: torch.Tensor,
+    batch_size: int,
+    scale_tensor: torch.Tensor,
 ) -> torch.Tensor:
     """Pad targets to as many an image as the host counted, rather than count them on the device."""
     known = _counts_of(run, targets)

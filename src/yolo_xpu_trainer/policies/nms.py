@@ -15,9 +15,7 @@ from ..patches import patch
 
 __all__ = ["PATCHES"]
 
-FAST_NMS = Option(
-    "fast_nms", True, "non-maximum suppression is torchvision's, not a loop in Python", modes="all"
-)
+FAST_NMS = Option("fast_nms", True, "non-maximum suppression is torchvision's, not a loop in Python", modes="all")
 
 
 @hookimpl
@@ -48,7 +46,9 @@ def xpu_kernel_agrees() -> bool:
 
 
 @patch(
-    "ultralytics.utils.nms:TorchNMS.nms", why="it loops over the boxes in Python, with six syncs for each", optional=True
+    "ultralytics.utils.nms:TorchNMS.nms",
+    why="it loops over the boxes in Python, with six syncs for each",
+    optional=True,
 )
 def torch_nms(
     original: Callable[..., Any], boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float

@@ -32,5 +32,10 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
         return SimpleNamespace(**{**vars(original), "run": launch})
 
     return Patch(
-        f"{module}:subprocess", why, stand_in, needed=lambda original: bool(environment), everywhere=False, optional=True
+        f"{module}:subprocess",
+        why,
+        stand_in,
+        needed=lambda original: bool(environment),
+        everywhere=False,
+        optional=True,
     )
