@@ -22,8 +22,8 @@ __all__ = ["PLUGINS", "Hooks", "built_in", "declared_options", "hooks", "is_bloc
 PLUGINS = Option(
     "plugins",
     "*",
-    "which plugins are asked: `-nms` blocks one, built-in or not; `a,b` allows, of other packages' plugins, only these; "
-    '`""` allows none of them',
+    "which plugins are asked: `-nms` blocks one, built-in or not; `a,b` allows only these of other packages' plugins, "
+    '`""` none of them',
     modes="all",
 )
 _LOGGER = logging.getLogger("ultralytics")  # what happens in a run goes where Ultralytics reports it

@@ -19,7 +19,7 @@ PIN_MEMORY = Option("pin_memory", True, "batches are loaded into pinned host mem
 NON_BLOCKING = Option(
     "non_blocking",
     True,
-    "batches are copied to the GPU while the host goes on; some integrated GPUs were found slower with it (ComfyUI#9322)",
+    "batches are copied to the GPU while the host goes on; some integrated GPUs are slower with it (ComfyUI#9322)",
 )
 
 
