@@ -86,6 +86,7 @@ class Option(Generic[T]):
         name = source or self.key
         text = str(value).strip()
         parsed: Any = None
+        expected = "text"
         if isinstance(self.default, str):
             parsed = text
         elif isinstance(self.default, bool):  # a bool is an int, too

@@ -166,7 +166,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         for name, value in ((AMP_VARIABLE, named), ("amp", self.args.amp)):
             if isinstance(value, str) and value.lower() not in ("", AUTO, *_AMP_NAMES):
                 raise OptionValueError(
-                    f"{name}={value!r} is not a valid precision. Use bf16, fp16 or fp32; amp also takes True and False.",
+                    f"{name}={value!r} is not a valid precision. Use bf16, fp16 or fp32, or for amp True or False.",
                     name=name,
                     value=value,
                 )
@@ -195,9 +195,12 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 "the whole process, so give each training a process of its own."
             )
         try:
-            with Options.scope(self.xpu.options.as_dict()), applied(self._patches(), self.xpu):
-                with self._around("xpu_around_run"):
-                    return super().train()
+            with (
+                Options.scope(self.xpu.options.as_dict()),
+                applied(self._patches(), self.xpu),
+                self._around("xpu_around_run"),
+            ):
+                return super().train()
         finally:
             _one_run.release()
 

@@ -1,4 +1,4 @@
-"""Many tensors in one copy: to the host, where each copy by itself is a sync, and to the device, where each costs its launch."""
+"""Many tensors in one copy, either way: to the host each copy is a sync, to the device it costs its submission."""
 
 from __future__ import annotations
 

@@ -74,7 +74,9 @@ def _remember(run: Run, tensor: torch.Tensor, total: int, max_per_image: int) ->
 
 def _counts_of(run: Run, tensor: Any) -> LabelCounts | None:
     """Return what is known of a tensor, if its contents are what they were; None where nothing is."""
-    known = run.stash[_COUNTS].get(tensor) if _COUNTS in run.stash else None
+    known: LabelCounts | None = None
+    if _COUNTS in run.stash:
+        known = run.stash[_COUNTS].get(tensor)  # type: ignore[no-untyped-call]
     return known if known is not None and known.version == tensor._version else None
 
 
@@ -168,9 +170,8 @@ def torch_of_losses(run: Run, original: Any) -> Any:
             first = tensors[0]
             index = first if first._base is None else first._base  # usually `batch["batch_idx"].view(-1, 1)`
             known = _counts_of(run, index)
-            if known is not None and joined.dim() == 2 and first.shape == (known.total, 1) == (len(joined), 1):
-                if first.data_ptr() == index.data_ptr() and first.stride(0) == 1:
-                    _remember(run, joined, known.total, known.max_per_image)
+            if known is not None and first.shape == (known.total, 1) and first.data_ptr() == index.data_ptr():
+                _remember(run, joined, known.total, known.max_per_image)
         return joined
 
     return SimpleNamespace(**{**vars(original), "tensor": tensor, "cat": cat})

@@ -19,7 +19,7 @@ __all__ = ["LossMeans", "Readings"]
 LOG_EVERY = Option(
     "log_every",
     0.5,
-    "how old, in seconds, the losses in the progress line may be, because the host waits for the GPU when it reads them; "
+    "how old, in seconds, the losses in the progress line may be, because reading them waits for the GPU; "
     "an epoch's last are exact; `0` reads them with every batch",
 )
 _NAME = "tloss"  # the trainer's attribute with the epoch's mean losses: a dict since 8.4.105, a tensor before
