@@ -62,8 +62,8 @@ def check_amp(original: Callable[..., Any], model: torch.nn.Module) -> bool:
     if _no_scaler_needed() is not None:
         return True
     _LOGGER.warning(
-        "XPU: training in fp32, because fp16 needs a gradient scaler and this trainer's works on CUDA only. A trainer of "
-        "yolo-xpu-trainer trains in fp16 here."
+        "XPU: training in fp32, because fp16 needs a gradient scaler and this trainer's works on CUDA only. A trainer "
+        "of yolo-xpu-trainer trains in fp16 here."
     )
     return False
 
