@@ -18,11 +18,13 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices
-from yolo_xpu_trainer.amp import GradScaler, check
+from yolo_xpu_trainer import XPUDetectionTrainer, devices
+from yolo_xpu_trainer.policies.amp_check import check
+from yolo_xpu_trainer.policies.grad_scaler import GradScaler
 from yolo_xpu_trainer.run import Precision, Run
 
 from .conftest import TrainingData
+from .options import options
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 
@@ -176,7 +178,7 @@ def run(xpu: torch.device) -> Callable[..., Run]:
     """Return a function that makes a run of some precision."""
 
     def make(name: Literal["bf16", "fp16", "fp32"], requested: bool = False) -> Run:
-        return Run(devices.info(0), (0,), Precision(name, "a test says so", requested), Options())
+        return Run(devices.info(0), (0,), Precision(name, "a test says so", requested), options())
 
     return make
 
@@ -380,6 +382,6 @@ def test_an_untrained_rtdetr_passes_though_rounding_reorders_its_queries(xpu: to
 
     torch.manual_seed(0)
     model = RTDETRDetectionModel("rtdetr-l.yaml", nc=3, verbose=False).to(xpu)
-    run = Run(devices.info(0), (0,), Precision("bf16", "this test says so"), Options())
+    run = Run(devices.info(0), (0,), Precision("bf16", "this test says so"), options())
     assert check(run, model)
     assert run.precision.name == "bf16"

@@ -18,7 +18,9 @@ from ultralytics.utils import remove_colorstr
 import xpu_simulator
 from xpu_simulator.profiles import PROFILES
 from yolo_xpu_trainer import XPUDetectionTrainer, devices
-from yolo_xpu_trainer.upstream.autobatch import _held
+from yolo_xpu_trainer.policies.autobatch import _capped
+
+from .options import options
 
 MIB, GIB = 1 << 20, 1 << 30
 SEGMENT = 20 * MIB  # what PyTorch's allocator asks the driver for at a time, where it is asked for less than 10 MiB
@@ -245,13 +247,13 @@ def test_a_torch_that_can_not_count_its_memory_gives_ultralytics_default(
     ],
 )
 def test_an_answer_that_a_probe_refutes_is_not_taken(chosen: int, probes: list[Any], held: int) -> None:
-    assert _held(chosen, probes, 1.0) == held
+    assert _capped(chosen, probes, 1.0) == held
 
 
 def test_a_training_on_the_cpu_before_does_not_end_it(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolo_xpu_trainer.options import Options
-    from yolo_xpu_trainer.run import Precision, Run
     from yolo_xpu_trainer.upstream.autobatch import _autobatch
+
+    from yolo_xpu_trainer.run import Precision, Run
 
     def upstream(model: Any, imgsz: int, fraction: float) -> int:
         heading = os.getenv("CUDA_VISIBLE_DEVICES", "0").strip()[0]  # as in 8.4.60
@@ -259,6 +261,6 @@ def test_a_training_on_the_cpu_before_does_not_end_it(small: Small, monkeypatch:
 
     small("arc-b580")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ultralytics sets it for device="cpu"
-    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), Options())
+    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options())
     assert _autobatch(run, upstream)(YOLO("yolo11n.yaml").model.to("xpu:0"), 64, 0.6) == 1
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

@@ -23,13 +23,13 @@ import pytest
 import torch
 
 from xpu_simulator import faults
-from yolo_xpu_trainer import compiling
+from yolo_xpu_trainer.activation import process_patches
 from yolo_xpu_trainer.commands import main
 from yolo_xpu_trainer.commands.bench import measuring, settings, telemetry, timing
 from yolo_xpu_trainer.commands.bench.isolation import first_line, plain_ultralytics, quiet, with_package
 from yolo_xpu_trainer.commands.bench.output import figure, markdown, table
 from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
-from yolo_xpu_trainer.upstream.process import process_rows
+from yolo_xpu_trainer.policies import compile as compiling
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 no_xpu = pytest.mark.xpu_profile("none")
@@ -75,7 +75,7 @@ def process_state() -> dict[str, Any]:
     from ultralytics.utils import callbacks, checks, torch_utils
 
     return {
-        "rows": (process_rows().active, sorted(process_rows().acting)),
+        "rows": (process_patches().active, sorted(process_patches().active)),
         "functions": (trainer.check_amp, checks.check_amp, callbacks.add_integration_callbacks),
         "select_device": torch_utils.select_device,
         "level": logging.getLogger("ultralytics").level,
@@ -96,7 +96,7 @@ def process_state() -> dict[str, Any]:
 def test_run_without_xpu_measures_cpu_and_says_why(
     xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process_rows().activate()
+    process_patches().apply()
     before = {key: value for key, value in process_state().items() if key != "select_device"}
     assert main([*TINY, "--repeats", "2", "--precision", "fp32,fp16"]) == 0
     after = process_state()
@@ -241,7 +241,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     def note(job: Any, case: Case, implementation: str) -> Window:
         import ultralytics.engine.trainer as trainer
 
-        assert process_rows().active is (implementation == "ours")
+        assert process_patches().active is (implementation == "ours")
         assert trainer.check_amp(None) is True
         done.append((str(case), implementation))
         return Window(300, 2.0 if implementation == "ours" else 3.0, 4, 1)
@@ -252,7 +252,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_implementations_alternate(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
-    process_rows().activate()
+    process_patches().apply()
     assert main([*TINY, "--repeats", "2", "--devices", "cpu,xpu,xpu:0", "--precision", "fp32", "--output", "out"]) == 0
     turns = ["plain", "ours", "plain", "ours"]
     assert recorded == [
@@ -268,7 +268,7 @@ def test_implementations_alternate(xpu: torch.device, recorded: list[tuple[str, 
 def test_compiled_cases_follow_uncompiled_ones(
     xpu: torch.device, recorded: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling, "obstacle", lambda index: None)
+    monkeypatch.setattr(compiling, "problem", lambda index: None)
     assert main([*TINY, "--devices", "xpu", "--precision", "fp32", "--modes", "infer", "--compile"]) == 0
     assert recorded == [(f"infer xpu:0 fp32{c}", who) for c in ("", " compiled") for who in ("plain", "ours")]
 
@@ -491,16 +491,16 @@ def test_compilation_is_checked() -> None:
 @pytest.fixture
 def rows_afterwards() -> Iterator[None]:
     yield
-    process_rows().activate()
+    process_patches().apply()
 
 
 def test_changes_are_restored(rows_afterwards: None) -> None:
-    table = process_rows()
+    table = process_patches()
     for active in (True, False):
         (table.activate if active else table.deactivate)()
         with plain_ultralytics():
             assert not table.active
-            assert not table.acting
+            assert not table.active
         assert table.active is active
         with with_package(), quiet():
             assert table.active

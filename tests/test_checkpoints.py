@@ -22,9 +22,10 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import strip_optimizer
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer
+from yolo_xpu_trainer import XPUDetectionTrainer
 
 from .conftest import TrainingData
+from .options import options
 
 
 class InterruptedRunError(Exception):
@@ -193,9 +194,9 @@ def test_what_we_remember_is_plain_data(checkpoint: Path) -> None:
 def test_we_remember_device_precision_and_options(bf16: Path, fp16: Path, fp32: Path) -> None:
     ours = load(bf16)["xpu_trainer"]
     assert (ours["device"], ours["precision"]) == ("xpu:1", "bf16")
-    assert ours["options"] == Options(pin_memory=False, non_blocking=False).as_dict()
+    assert ours["options"] == options(pin_memory=False, non_blocking=False).as_dict()
     ours = load(fp16)["xpu_trainer"]
-    assert (ours["device"], ours["precision"], ours["options"]) == ("xpu:0", "fp16", Options().as_dict())
+    assert (ours["device"], ours["precision"], ours["options"]) == ("xpu:0", "fp16", options().as_dict())
     assert load(fp32)["xpu_trainer"]["precision"] == "fp32"
     assert load(fp32)["train_args"]["amp"] is False
 
@@ -378,7 +379,7 @@ def test_resuming_restores_device_precision_and_options(xpu: torch.device, bf16:
     trainer, _ = resume(bf16, tmp_path)
     assert trainer.device == torch.device("xpu", 1)
     assert trainer.xpu.precision.name == "bf16"
-    assert trainer.xpu.options == Options(pin_memory=False, non_blocking=False)
+    assert trainer.xpu.options == options(pin_memory=False, non_blocking=False)
 
 
 def test_resuming_restores_a_precision_that_the_device_would_not_choose(
@@ -444,7 +445,7 @@ def test_explicit_arguments_win_over_what_is_remembered(xpu: torch.device, bf16:
     trainer, _ = resume(bf16, tmp_path, device="xpu:0", amp="fp16", xpu_pin_memory=True)
     assert trainer.device == torch.device("xpu", 0)
     assert trainer.xpu.precision.name == "fp16"
-    assert trainer.xpu.options == Options(pin_memory=True, non_blocking=False)
+    assert trainer.xpu.options == options(pin_memory=True, non_blocking=False)
 
 
 def test_another_precision_can_be_asked_for_when_resuming_fp16(xpu: torch.device, fp16: Path, tmp_path: Path) -> None:
@@ -468,7 +469,7 @@ def test_the_environment_wins_over_what_is_remembered(
     monkeypatch.setenv("YOLO_XPU_PIN_MEMORY", "1")
     monkeypatch.setenv("YOLO_XPU_AMP", "fp16")
     trainer, _ = resume(bf16, tmp_path, device="xpu:0")
-    assert trainer.xpu.options == Options(pin_memory=True, non_blocking=False)
+    assert trainer.xpu.options == options(pin_memory=True, non_blocking=False)
     assert trainer.xpu.precision.name == "fp16"
 
 
@@ -511,5 +512,5 @@ def test_a_resumed_run_saves_what_it_runs_with_now(xpu: torch.device, bf16: Path
     trainer, _ = resume(bf16, tmp_path, whole=True, xpu_pin_memory=True, amp="fp16")
     remembered = load(trainer.last)["xpu_trainer"]
     assert (remembered["device"], remembered["precision"]) == ("xpu:0", "fp16")
-    assert remembered["options"] == Options(pin_memory=True, non_blocking=False).as_dict()
+    assert remembered["options"] == options(pin_memory=True, non_blocking=False).as_dict()
     assert load(trainer.last)["epoch"] == -1

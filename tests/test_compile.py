@@ -15,9 +15,10 @@ import torch
 from ultralytics import YOLO
 from ultralytics.utils import torch_utils
 
-from yolo_xpu_trainer import XPUDetectionTrainer, compiling
-from yolo_xpu_trainer.compiling import Obstacle, obstacle, trial
-from yolo_xpu_trainer.policies.compile import xpu_around_run
+from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer.errors import Problem
+from yolo_xpu_trainer.policies import compile as compiling
+from yolo_xpu_trainer.policies.compile import problem, trial, xpu_around_run
 
 from .conftest import TrainingData
 
@@ -30,9 +31,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
-    obstacle.cache_clear()
+    problem.cache_clear()
     yield
-    obstacle.cache_clear()
+    problem.cache_clear()
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Callable[...
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note in which mode Ultralytics would have compiled a model, had it worked here."""
     modes: list[str] = []
-    monkeypatch.setattr(compiling, "obstacle", lambda index: None)
+    monkeypatch.setattr(compiling, "problem", lambda index: None)
     monkeypatch.setattr(torch, "compile", lambda model, mode, backend: modes.append(mode) or model)
     return modes
 
@@ -86,7 +87,7 @@ def test_a_run_that_can_compile_is_compiled_by_ultralytics(
 
 
 def test_nothing_is_tried_where_nobody_asked(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "obstacle", lambda index: pytest.fail("it was tried"))
+    monkeypatch.setattr(compiling, "problem", lambda index: pytest.fail("it was tried"))
     train(val=False)
     torch_utils.attempt_compile(torch.nn.Identity(), device=CPU, mode=False)
 
@@ -98,7 +99,7 @@ def test_the_workers_of_a_ddp_run_leave_the_argument_to_their_parent(monkeypatch
         with xpu_around_run(trainer=trainer):
             return args.compile
 
-    monkeypatch.setattr(compiling, "obstacle", lambda index: Obstacle("no luck", "Wait.") if index else None)
+    monkeypatch.setattr(compiling, "problem", lambda index: Problem("no luck", "Wait.") if index else None)
     assert left(is_worker=False) is False  # one of the two devices can't
     assert left(is_worker=True) is True
 
@@ -191,7 +192,7 @@ def test_a_compiler_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_triton_is_found_without_a_trial(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(compiling, "trial", lambda device: pytest.fail("it was tried"))
-    found = obstacle(0)
+    found = problem(0)
     assert found is not None
     assert "Triton can't be imported" in found.seen
 

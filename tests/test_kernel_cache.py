@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from yolo_xpu_trainer import kernel_cache
+from yolo_xpu_trainer.policies import kernel_cache
 from yolo_xpu_trainer.policies.kernel_cache import xpu_around_run
 
 VARIABLE = "SYCL_CACHE_PERSISTENT"

@@ -11,14 +11,15 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.utils.autobatch import check_train_batch_size
-
-import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices, plugins
-from yolo_xpu_trainer.run import Precision, Run
-from yolo_xpu_trainer.upstream import activated
 from yolo_xpu_trainer.upstream.autobatch import ROWS
 
+import xpu_simulator
+from yolo_xpu_trainer import XPUDetectionTrainer, devices, plugins
+from yolo_xpu_trainer.run import Precision, Run
+from yolo_xpu_trainer.upstream import activated
+
 from .conftest import TrainingData
+from .options import options
 
 Train = Callable[..., Any]
 laptop = pytest.mark.xpu_profile("core-ultra-155h")
@@ -157,7 +158,7 @@ def test_autobatch_finds_a_batch_size(train: Train, profile: str) -> None:
 @laptop
 def test_upstreams_autobatch_fails_here_without_its_rows(xpu: torch.device) -> None:
     # Once it doesn't, the row for `get_torch_device_backend` can go on such a machine.
-    run = Run(devices.info(0), (0,), Precision("fp32", "a test says so"), Options())
+    run = Run(devices.info(0), (0,), Precision("fp32", "a test says so"), options())
     model = YOLO("yolo11n.yaml").model.to(xpu)
     with pytest.raises(RuntimeError, match="free memory"):
         check_train_batch_size(model, imgsz=32, amp=False, dataset_size=2)

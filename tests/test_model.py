@@ -31,6 +31,7 @@ from yolo_xpu_trainer.errors import (
 )
 
 from .conftest import TrainingData
+from .options import options
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # of Ultralytics' export to TorchScript
@@ -347,7 +348,7 @@ def test_options_in_a_configuration_file_count_too(xpu: torch.device, choose: Ch
     Path("mine.yaml").write_text("xpu_pin_memory: false\nepochs: 7\n")
     trainer = choose(cfg="mine.yaml")
     assert trainer.args.epochs == 7
-    assert trainer.xpu.options == Options(pin_memory=False)
+    assert trainer.xpu.options == options(pin_memory=False)
 
 
 # The command line
@@ -510,7 +511,7 @@ def test_tuning_reaches_the_trainings_that_it_starts(
     assert found
     for saved in found:
         assert saved["xpu_trainer"]["precision"] == "fp16"
-        assert saved["xpu_trainer"]["options"] == Options(pin_memory=False).as_dict()
+        assert saved["xpu_trainer"]["options"] == options(pin_memory=False).as_dict()
         assert not [name for name in saved["train_args"] if name == "trainer" or name.startswith("xpu_")]
 
 
@@ -543,7 +544,7 @@ def test_a_list_of_data_sets_is_trained_on_the_xpu_with_its_options(
     for saved in runs:
         assert saved["xpu_trainer"]["device"] == "xpu:0"
         assert saved["xpu_trainer"]["precision"] == "fp16"
-        assert saved["xpu_trainer"]["options"] == Options(pin_memory=False).as_dict()
+        assert saved["xpu_trainer"]["options"] == options(pin_memory=False).as_dict()
         assert not [name for name in saved["train_args"] if name == "trainer" or name.startswith("xpu_")]
 
 
@@ -560,7 +561,7 @@ def test_a_list_of_data_sets_with_a_callback_keeps_its_options(
     model = YOLO("yolo11n.yaml")
     model.add_callback("on_pretrain_routine_start", look)
     model.train(data=two, xpu_pin_memory=False, project=str(tmp_path), **SMALL)
-    assert seen == [Options(pin_memory=False)] * 2
+    assert seen == [options(pin_memory=False)] * 2
 
 
 # Trainers of others
@@ -622,7 +623,7 @@ def test_the_mixin_makes_anybodys_trainer_one_of_ours(
     assert model.trainer.was_asked
     assert model.trainer.xpu.precision.name == "bf16"
     saved = checkpoint(model.trainer.last)
-    assert saved["xpu_trainer"]["options"] == Options(non_blocking=False).as_dict()
+    assert saved["xpu_trainer"]["options"] == options(non_blocking=False).as_dict()
     assert messages(log) == []
 
 

@@ -21,11 +21,12 @@ from ultralytics.utils import downloads
 
 from xpu_simulator import counters
 from yolo_xpu_trainer import XPUDetectionTrainer, amp, devices
-from yolo_xpu_trainer.options import Options
+from yolo_xpu_trainer.patches import applied
+from yolo_xpu_trainer.policies import coordinates
 from yolo_xpu_trainer.run import Precision, Run
-from yolo_xpu_trainer.upstream import activated, geometry
 
 from .conftest import TrainingData
+from .options import options
 
 
 @dataclass
@@ -280,7 +281,7 @@ def _random_states(device: torch.device) -> list[Any]:
 
 
 def _run(precision: str, requested: bool = False) -> Run:
-    return Run(devices.info(0), (0,), Precision(precision, "the test says so", requested), Options())
+    return Run(devices.info(0), (0,), Precision(precision, "the test says so", requested), options())
 
 
 @pytest.mark.xpu_hardware
@@ -431,7 +432,7 @@ def test_bf16_keeps_boxes_to_a_fraction_of_a_pixel(xpu: torch.device) -> None:
     exact = _decoded(model, image, None)
     run = _run("bf16")
     without = (_decoded(model, image, run) - exact).abs()
-    with activated(geometry.rows(), run):
+    with applied(coordinates.patches(), run):
         inside = (_decoded(model, image, run) - exact).abs()
     figures = f"inside of the rows {inside.mean():.3f} px on average and {inside.max():.2f} at worst, "
     figures += f"without them {without.mean():.3f} and {without.max():.2f}"

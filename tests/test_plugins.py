@@ -165,7 +165,7 @@ class Seams:
         return 3 << 30, 4 << 30
 
     @hookimpl
-    def xpu_before_resume(self, trainer: Any) -> None:
+    def xpu_after_setup(self, trainer: Any) -> None:
         assert trainer.optimizer is not None
         self.called.append("before resume")
 

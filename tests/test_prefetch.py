@@ -16,15 +16,16 @@ import torch
 from torch.utils.data import DataLoader
 from ultralytics import YOLO
 from ultralytics.data.build import InfiniteDataLoader
+from yolo_xpu_trainer.packing import moved_together
 
 import xpu_simulator
 from yolo_xpu_trainer import Options, XPUDetectionTrainer, hookimpl, plugins, trainers
 from yolo_xpu_trainer.errors import OptionValueError
-from yolo_xpu_trainer.packing import moved_together
 from yolo_xpu_trainer.policies.prefetch import Prefetcher
 from yolo_xpu_trainer.run import Targets
 
 from .conftest import TrainingData
+from .options import options
 
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
 MODELS = {
@@ -308,7 +309,7 @@ class Loader(list[dict[str, Any]]):
 @pytest.fixture
 def loader(xpu: torch.device) -> Any:
     """A prefetcher, two batches deep, of a loader of five batches."""
-    run = SimpleNamespace(options=Options(prefetch=2), targets=None)
+    run = SimpleNamespace(options=options(prefetch=2), targets=None)
     trainer = SimpleNamespace(device=xpu, xpu=run)
     batches = Loader({"img": torch.full((1, 3, 2, 2), i, dtype=torch.uint8).pin_memory()} for i in range(5))
     return Prefetcher(batches, trainer)
@@ -420,7 +421,7 @@ def test_targets_that_were_exchanged_are_not_taken_for_those_that_were_counted(t
 @pytest.mark.parametrize(("given", "meant"), [(0, 0), (3, 3), ("2", 2), (" 1 ", 1)])
 def test_the_depth_is_a_whole_number(given: object, meant: int) -> None:
     assert Options.take({"xpu_prefetch": given}) == {"prefetch": meant}
-    assert Options(prefetch=meant).environment()["YOLO_XPU_PREFETCH"] == str(meant)
+    assert options(prefetch=meant).environment()["YOLO_XPU_PREFETCH"] == str(meant)
 
 
 @pytest.mark.parametrize("given", [-1, 1.5, "1.0", True, False, None, "", "two"], ids=repr)

@@ -20,11 +20,12 @@ from ultralytics import YOLO
 from ultralytics.utils import torch_utils
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices, hookimpl, plugins
+from yolo_xpu_trainer import XPUDetectionTrainer, devices, hookimpl, plugins
 from yolo_xpu_trainer.run import Precision, Run
 from yolo_xpu_trainer.upstream import Row, activated
 
 from .conftest import TrainingData
+from .options import options
 
 Names = dict[tuple[str, str], object]
 Train = Callable[..., Any]
@@ -215,11 +216,11 @@ import sys
 import torch
 from ultralytics import YOLO
 from yolo_xpu_trainer import XPUDetectionTrainer
-from yolo_xpu_trainer.upstream.process import process_rows
+from yolo_xpu_trainer.activation import process_patches
 
 given = dict(data={data("detect")!r}, epochs=1, imgsz=32, plots=False, project={str(tmp_path)!r}, amp="bf16")
 YOLO("yolo11n.yaml").train(trainer=XPUDetectionTrainer, **given)
-process_rows().deactivate()
+process_patches().restore()
 for name, module in list(sys.modules.items()):
     for key, value in list(vars(module).items()) if name.partition(".")[0] == "ultralytics" else []:
         assert not str(getattr(value, "__module__", "")).startswith("yolo_xpu_trainer"), (name, key, value)
@@ -258,7 +259,7 @@ def row(target: str, **more: Any) -> Row:
 
 @pytest.fixture
 def run(xpu: torch.device) -> Run:
-    return Run(devices.info(0), (0,), Precision("bf16", "a test says so"), Options())
+    return Run(devices.info(0), (0,), Precision("bf16", "a test says so"), options())
 
 
 MOVED = [

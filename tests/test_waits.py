@@ -20,13 +20,13 @@ def plain_ultralytics() -> Iterator[None]:
     """Take back everything that this package changes in Ultralytics."""
     import ultralytics  # noqa: F401 - the first import of it activates
 
-    from yolo_xpu_trainer.upstream.process import process_rows
+    from yolo_xpu_trainer.activation import process_patches
 
-    process_rows().deactivate()
+    process_patches().restore()
     try:
         yield
     finally:
-        process_rows().activate()
+        process_patches().apply()
 
 
 def second_epoch(
@@ -118,7 +118,7 @@ def test_each_policy_has_a_switch(xpu: Any, data: TrainingData) -> None:
 
     from yolo_xpu_trainer import XPUDetectionTrainer
 
-    switches = [f"xpu_{name}" for name in ("fewer_waits", "host_counters", "host_metrics", "host_save", "fast_nms")]
+    switches = [f"xpu_{name}" for name in ("fewer_syncs", "host_counters", "host_metrics", "host_save", "fast_nms")]
     with plain_ultralytics():
         theirs, _, their_losses = second_epoch(data("detect"), DetectionTrainer, optimizer="AdamW")
     off = {**dict.fromkeys(switches, False), "xpu_log_every": 0}
@@ -131,7 +131,7 @@ def test_each_policy_has_a_switch(xpu: Any, data: TrainingData) -> None:
 @pytest.mark.xpu_hardware
 @pytest.mark.parametrize("shape", [(6, 4), (1, 7), (5,)])
 def test_a_foreground_mask_answers_as_a_plain_one(xpu: torch.device, shape: tuple[int, ...]) -> None:
-    from yolo_xpu_trainer.upstream.foreground import ForegroundMask
+    from yolo_xpu_trainer.policies.foreground import ForegroundMask
 
     generator = torch.Generator().manual_seed(0)
     plain = (torch.rand(shape, generator=generator) > 0.6).to(xpu)
@@ -199,9 +199,9 @@ def test_targets_are_padded_as_ultralytics_pads_them(xpu: torch.device, images: 
     from types import SimpleNamespace
 
     from ultralytics.utils.loss import v8DetectionLoss
+    from yolo_xpu_trainer.upstream.waits import _preprocess
 
     from yolo_xpu_trainer.run import Targets
-    from yolo_xpu_trainer.upstream.waits import _preprocess
 
     generator = torch.Generator().manual_seed(images)
     for total in (1, 2, 7, 40):

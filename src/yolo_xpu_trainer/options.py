@@ -126,6 +126,12 @@ class Options:
         """Whether the user gave the option, rather than left it to its default."""
         return option.name in self._given
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
     def __repr__(self) -> str:
         return f"Options({self._values})"
 

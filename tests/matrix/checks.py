@@ -270,10 +270,10 @@ class Checks:
 
     def restored(self) -> None:
         """After deactivation nothing of this package is left in Ultralytics."""
-        from yolo_xpu_trainer.upstream.process import process_rows
+        from yolo_xpu_trainer.activation import process_patches
 
-        assert process_rows().acting
-        process_rows().deactivate()
+        assert process_patches().active
+        process_patches().restore()
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] != "ultralytics":
                 continue
