@@ -69,9 +69,9 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
     """Collect what Ultralytics and this package report; what is said once a process may be said again."""
-    from yolo_xpu_trainer.upstream import rows
+    from yolo_xpu_trainer import patches
 
-    monkeypatch.setattr(rows, "_warned", set())
+    monkeypatch.setattr(patches, "_warned", set())
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]

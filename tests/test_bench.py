@@ -75,7 +75,7 @@ def process_state() -> dict[str, Any]:
     from ultralytics.utils import callbacks, checks, torch_utils
 
     return {
-        "rows": (process_patches().active, sorted(process_patches().active)),
+        "patches": (process_patches().is_on, sorted(process_patches().active)),
         "functions": (trainer.check_amp, checks.check_amp, callbacks.add_integration_callbacks),
         "select_device": torch_utils.select_device,
         "level": logging.getLogger("ultralytics").level,
@@ -241,7 +241,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     def note(job: Any, case: Case, implementation: str) -> Window:
         import ultralytics.engine.trainer as trainer
 
-        assert process_patches().active is (implementation == "ours")
+        assert process_patches().is_on is (implementation == "ours")
         assert trainer.check_amp(None) is True
         done.append((str(case), implementation))
         return Window(300, 2.0 if implementation == "ours" else 3.0, 4, 1)
@@ -495,16 +495,16 @@ def rows_afterwards() -> Iterator[None]:
 
 
 def test_changes_are_restored(rows_afterwards: None) -> None:
-    table = process_patches()
+    patches = process_patches()
     for active in (True, False):
-        (table.activate if active else table.deactivate)()
+        (patches.apply if active else patches.restore)()
         with plain_ultralytics():
-            assert not table.active
-            assert not table.active
-        assert table.active is active
+            assert not patches.is_on
+            assert not patches.active
+        assert patches.is_on is active
         with with_package(), quiet():
-            assert table.active
-        assert table.active is active
+            assert patches.is_on
+        assert patches.is_on is active
 
 
 def test_state_is_restored_after_an_error(rows_afterwards: None) -> None:

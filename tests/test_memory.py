@@ -156,13 +156,13 @@ def test_autobatch_finds_a_batch_size(train: Train, profile: str) -> None:
 
 
 @laptop
-def test_upstreams_autobatch_fails_here_without_its_rows(xpu: torch.device) -> None:
-    # Once it doesn't, the row for `get_torch_device_backend` can go on such a machine.
+def test_upstreams_autobatch_fails_here_without_its_patches(xpu: torch.device) -> None:
+    # Once it doesn't, the patch of `get_torch_device_backend` can go on such a machine.
     run = Run(devices.info(0), (0,), Precision("fp32", "a test says so"), options())
     model = YOLO("yolo11n.yaml").model.to(xpu)
     with pytest.raises(RuntimeError, match="free memory"):
         check_train_batch_size(model, imgsz=32, amp=False, dataset_size=2)
-    with activated(ROWS, run):
+    with applied([autobatch], run):
         assert check_train_batch_size(model, imgsz=32, amp=False, dataset_size=2) in (1, 2)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from ultralytics.utils import YAML
 from yolo_xpu_trainer import Options, XPUDetectionTrainer
 from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
 
+from yolo_xpu_trainer.plugins import declared_options
+
 from .conftest import TrainingData
+from .options import options
 
 Build = Callable[..., Any]
 
@@ -36,27 +38,24 @@ def variable(field: str) -> str:
     return f"YOLO_XPU_{field.upper()}"
 
 
-SWITCHES = [field.name for field in fields(Options) if isinstance(field.default, bool)]
+SWITCHES = [option.name for option in declared_options() if isinstance(option.default, bool)]
+PIN_MEMORY = next(option for option in declared_options() if option.name == "pin_memory")
 
 
-def test_every_option_has_a_default_and_a_name_with_a_prefix() -> None:
-    defaults = Options()
-    assert Options.names() == [f"xpu_{name}" for name in defaults.as_dict()]
+def test_every_option_has_a_default_a_name_with_a_prefix_and_a_sentence() -> None:
+    for option in declared_options():
+        assert option.key == f"xpu_{option.name}"
+        assert options()[option] == option.default
+        assert option.help
+        assert option.modes in {"all", "train"}
     assert {"pin_memory", "non_blocking"} <= set(SWITCHES)
-
-
-def test_options_can_not_be_changed_afterwards() -> None:
-    with pytest.raises(FrozenInstanceError):
-        Options().pin_memory = False  # type: ignore[misc]
 
 
 # Keywords
 
 
 def test_a_keyword_reaches_the_run(build: Build) -> None:
-    options = build(xpu_pin_memory=False).xpu.options
-    assert options.pin_memory is False
-    assert options.non_blocking is Options().non_blocking
+    assert build(xpu_pin_memory=False).xpu.options == options(pin_memory=False)
 
 
 @pytest.mark.parametrize("field", SWITCHES)
@@ -153,18 +152,18 @@ def test_options_are_checked_even_where_the_run_is_not_on_an_xpu(build: Build) -
 @pytest.mark.parametrize(("text", "meant"), [("0", False), ("1", True), ("False", False), ("on", True)])
 def test_the_environment_gives_the_default(field: str, text: str, meant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable(field), text)
-    assert getattr(Options.build({}, {}), field) is meant
+    assert options().as_dict()[field] is meant
 
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_a_keyword_counts_before_the_environment_then_the_resumed_run_then_the_default(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    default = getattr(Options(), field)
+    default = options().as_dict()[field]
     other = not default
 
     def value(given: dict[str, Any], saved: dict[str, Any]) -> bool:
-        return bool(getattr(Options.build(given, saved), field))
+        return bool(Options.resolve(declared_options(), given, saved).as_dict()[field])
 
     assert value({}, {}) is default
     assert value({}, {field: other}) is other
@@ -183,18 +182,20 @@ def test_a_bad_value_in_the_environment_is_refused_by_the_variables_name(
     with pytest.raises(OptionValueError, match="YOLO_XPU_PIN_MEMORY='perhaps'") as caught:
         build()
     assert caught.value.name == "YOLO_XPU_PIN_MEMORY"
-    assert build(xpu_pin_memory=True).xpu.options.pin_memory
+    assert build(xpu_pin_memory=True).xpu.options[PIN_MEMORY]
 
 
 def test_options_that_an_older_or_newer_release_saved_do_not_stop_a_resume() -> None:
-    assert Options.build({}, {"from_the_future": 1, "pin_memory": False}) == Options(pin_memory=False)
+    assert Options.resolve(
+        declared_options(), {}, {"from_the_future": 1, "pin_memory": False}
+    ) == options(pin_memory=False)
 
 
 def test_a_child_process_decides_the_same_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options(**{name: not getattr(Options(), name) for name in SWITCHES})
-    for name, value in options.environment().items():
+    decided = options(**{name: not options().as_dict()[name] for name in SWITCHES})
+    for name, value in Options.environment_of(decided.as_dict()).items():
         monkeypatch.setenv(name, value)
-    assert Options.build({}, {}) == options
+    assert options() == decided
 
 
 # Upstream sees nothing of them
@@ -232,4 +233,4 @@ def test_model_train_takes_options_too(xpu: torch.device, data: TrainingData, tm
             project=str(tmp_path),
             xpu_pin_memory="false",
         )
-    assert seen == [Options(pin_memory=False)]
+    assert seen == [options(pin_memory=False)]

@@ -17,7 +17,7 @@ from ultralytics import YOLO
 from yolo_xpu_trainer import XPUDetectionTrainer, commands, devices, hookimpl, hookspecs, plugins
 from yolo_xpu_trainer.devices import DeviceInfo
 from yolo_xpu_trainer.run import Precision
-from yolo_xpu_trainer.upstream import Row
+from yolo_xpu_trainer.patches import Patch
 
 from .conftest import TrainingData
 
@@ -167,7 +167,7 @@ class Seams:
     @hookimpl
     def xpu_after_setup(self, trainer: Any) -> None:
         assert trainer.optimizer is not None
-        self.called.append("before resume")
+        self.called.append("after setup")
 
     @hookimpl
     @contextmanager
@@ -178,13 +178,12 @@ class Seams:
         self.called.append("saved")
 
     @hookimpl
-    def xpu_upstream_rows(self) -> list[Row]:
+    def xpu_patches(self, trainer: Any) -> list[Patch]:
         return [
-            Row(
+            Patch(
                 target="ultralytics.utils.torch_utils:one_cycle",
                 why="of this test",
-                source="nowhere",
-                needed=lambda run, original: self.called.append("row") or False,  # type: ignore[func-returns-value]
+                needed=lambda original: self.called.append("patch") or False,  # type: ignore[func-returns-value]
                 replacement=lambda run, original: original,
             )
         ]
@@ -197,7 +196,7 @@ def test_a_plugin_is_called_at_every_seam_and_the_built_in_policies_still_act(tr
         assert trainer._get_memory() == 3.0
         assert trainer._get_memory(fraction=True) == 0.75
     order = list(dict.fromkeys(plugin.called))
-    assert order == ["row", "loader train", "loader val", "before resume", "batch", "memory", "save", "saved"]
+    assert order == ["patch", "loader train", "loader val", "after setup", "batch", "memory", "save", "saved"]
     assert plugin.called.count("batch") == 2
     assert torch.load(trainer.last, map_location="cpu", weights_only=False)["xpu_trainer"]["precision"] == "bf16"
     assert trainer._get_memory() < 3.0

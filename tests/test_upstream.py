@@ -22,7 +22,7 @@ from ultralytics.utils import torch_utils
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, devices, hookimpl, plugins
 from yolo_xpu_trainer.run import Precision, Run
-from yolo_xpu_trainer.upstream import Row, activated
+from yolo_xpu_trainer.patches import Patch, applied
 
 from .conftest import TrainingData
 from .options import options
@@ -246,15 +246,14 @@ def test_two_runs_in_a_row_each_get_what_they_need(train: Train) -> None:
 # A seam that moved
 
 
-def row(target: str, **more: Any) -> Row:
+def moved(target: str, **more: Any) -> Patch:
     given: dict[str, Any] = {
         "why": "the moon would fall",
         "source": "nowhere",
-        "needed": lambda run, original: True,
         "replacement": lambda run, original: lambda *args, **kwargs: "replaced",
         **more,
     }
-    return Row(target=target, **given)
+    return Patch(target=target, **given)
 
 
 @pytest.fixture
@@ -274,8 +273,8 @@ MOVED = [
 def test_a_seam_that_moved_is_one_warning_and_left_alone(run: Run, target: str, log: list[logging.LogRecord]) -> None:
     before = snapshot()
     for _ in range(3):
-        with activated([row(target)], run) as acting:
-            assert acting == []
+        with applied([moved(target)], run) as active:
+            assert active == []
             assert changed(before, snapshot()) == set()
     (warning,) = [r.getMessage() for r in log]
     assert target in warning
@@ -283,20 +282,20 @@ def test_a_seam_that_moved_is_one_warning_and_left_alone(run: Run, target: str, 
 
 
 def test_a_seam_that_only_some_versions_have_is_no_cause_for_a_warning(run: Run, log: list[logging.LogRecord]) -> None:
-    with activated([row(target, optional=True) for target in MOVED], run) as acting:
-        assert acting == []
+    with applied([moved(target, optional=True) for target in MOVED], run) as active:
+        assert active == []
     assert log == []
 
 
 class Plugin:
     """Wants changes that this Ultralytics has no place for, and one that it has."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
+    def __init__(self, patches: list[Patch]) -> None:
+        self.patches = patches
 
     @hookimpl
-    def xpu_upstream_rows(self) -> list[Row]:
-        return self.rows
+    def xpu_patches(self) -> list[Patch]:
+        return self.patches
 
 
 @contextmanager
@@ -309,26 +308,26 @@ def registered(plugin: object) -> Iterator[None]:
 
 
 def test_a_run_goes_on_where_seams_moved(train: Train, log: list[logging.LogRecord]) -> None:
-    there = row("ultralytics.utils.torch_utils:one_cycle", replacement=lambda run, original: lambda *a: original(*a))
+    there = moved("ultralytics.utils.torch_utils:one_cycle", replacement=lambda run, original: lambda *a: original(*a))
     acted = []
 
     def look(trainer: Any) -> None:
         acted.append(torch_utils.one_cycle is not original)
 
     original = torch_utils.one_cycle
-    with registered(Plugin([*map(row, MOVED), there])):
+    with registered(Plugin([*map(moved, MOVED), there])):
         trainer = train({"on_train_start": look})
         train({"on_train_start": look})
     assert trainer.last.exists()
     assert acted == [True, True]
     assert torch_utils.one_cycle is original
-    warned = [r.getMessage() for r in log if "isn't where it was" in r.getMessage()]
+    warned = [r.getMessage() for r in log if "was not found in Ultralytics" in r.getMessage()]
     assert len(warned) == len(MOVED)
 
 
 def test_no_seam_of_ours_has_moved_in_the_version_installed(train: Train, log: list[logging.LogRecord]) -> None:
     train()
-    assert not [r.getMessage() for r in log if "isn't where it was" in r.getMessage()]
+    assert not [r.getMessage() for r in log if "was not found in Ultralytics" in r.getMessage()]
 
 
 # Rows by themselves
