@@ -251,8 +251,7 @@ def test_an_answer_that_a_probe_refutes_is_not_taken(chosen: int, probes: list[A
 
 
 def test_a_training_on_the_cpu_before_does_not_end_it(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolo_xpu_trainer.upstream.autobatch import _autobatch
-
+    from yolo_xpu_trainer.policies.autobatch import autobatch
     from yolo_xpu_trainer.run import Precision, Run
 
     def upstream(model: Any, imgsz: int, fraction: float) -> int:
@@ -262,5 +261,5 @@ def test_a_training_on_the_cpu_before_does_not_end_it(small: Small, monkeypatch:
     small("arc-b580")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ultralytics sets it for device="cpu"
     run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options())
-    assert _autobatch(run, upstream)(YOLO("yolo11n.yaml").model.to("xpu:0"), 64, 0.6) == 1
+    assert autobatch.replacement(run, upstream)(YOLO("yolo11n.yaml").model.to("xpu:0"), 64, 0.6) == 1
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

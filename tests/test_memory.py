@@ -11,12 +11,12 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.utils.autobatch import check_train_batch_size
-from yolo_xpu_trainer.upstream.autobatch import ROWS
 
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, devices, plugins
+from yolo_xpu_trainer.patches import applied
+from yolo_xpu_trainer.policies.autobatch import autobatch
 from yolo_xpu_trainer.run import Precision, Run
-from yolo_xpu_trainer.upstream import activated
 
 from .conftest import TrainingData
 from .options import options

@@ -14,7 +14,6 @@ from ultralytics.utils import YAML
 
 from yolo_xpu_trainer import Options, XPUDetectionTrainer
 from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
-
 from yolo_xpu_trainer.plugins import declared_options
 
 from .conftest import TrainingData
@@ -186,9 +185,9 @@ def test_a_bad_value_in_the_environment_is_refused_by_the_variables_name(
 
 
 def test_options_that_an_older_or_newer_release_saved_do_not_stop_a_resume() -> None:
-    assert Options.resolve(
-        declared_options(), {}, {"from_the_future": 1, "pin_memory": False}
-    ) == options(pin_memory=False)
+    assert Options.resolve(declared_options(), {}, {"from_the_future": 1, "pin_memory": False}) == options(
+        pin_memory=False
+    )
 
 
 def test_a_child_process_decides_the_same_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:

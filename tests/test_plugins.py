@@ -16,8 +16,8 @@ from ultralytics import YOLO
 
 from yolo_xpu_trainer import XPUDetectionTrainer, commands, devices, hookimpl, hookspecs, plugins
 from yolo_xpu_trainer.devices import DeviceInfo
-from yolo_xpu_trainer.run import Precision
 from yolo_xpu_trainer.patches import Patch
+from yolo_xpu_trainer.run import Precision
 
 from .conftest import TrainingData
 

@@ -1,4 +1,4 @@
-"""Training batches are on the device before their steps: the same batches, no further waits, nothing held too long."""
+"""Training batches are on the device before their steps: the same batches, no more syncs, nothing held too long."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from ultralytics import YOLO
 from ultralytics.data.build import InfiniteDataLoader
-from yolo_xpu_trainer.packing import moved_together
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, hookimpl, plugins, trainers
+from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices, hookimpl, plugins, trainers
+from yolo_xpu_trainer.batches import AheadBatch
 from yolo_xpu_trainer.errors import OptionValueError
-from yolo_xpu_trainer.policies.prefetch import Prefetcher
-from yolo_xpu_trainer.run import Targets
+from yolo_xpu_trainer.policies import loss_syncs
+from yolo_xpu_trainer.policies.loss_syncs import LabelCounts
+from yolo_xpu_trainer.policies.prefetch import PREFETCH, LookAhead
+from yolo_xpu_trainer.run import Precision, Run
+from yolo_xpu_trainer.transfer import to_device
 
 from .conftest import TrainingData
 from .options import options
@@ -40,17 +42,17 @@ class Seen:
     """What a training did.
 
     Attributes:
-        batches: As its steps had them from the loader, on the host.
-        came_on: The kind of device that each of them came on.
+        batches: As its steps had them before they were normalised, copied to the host.
+        ahead: Whether the copy of each to the device was begun ahead of its step.
         losses: One a step.
-        targets: What the host knew of each batch.
+        counts: What the host knew of each batch's labels.
         trainer: The trainer.
     """
 
     batches: list[dict[str, Any]] = field(default_factory=list)
-    came_on: list[str] = field(default_factory=list)
+    ahead: list[bool] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    targets: list[Targets | None] = field(default_factory=list)
+    counts: list[LabelCounts | None] = field(default_factory=list)
     trainer: Any = None
 
 
@@ -58,29 +60,33 @@ Train = Callable[..., Seen]
 
 
 @pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
+def train(xpu: torch.device, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Return a function that trains and tells what it saw; it takes what to call at which event."""
+    arrived: list[None] = []
+    arrive = AheadBatch.arrive
+    monkeypatch.setattr(AheadBatch, "arrive", lambda self: (arrived.append(None), arrive(self))[1])
 
     def run(task: str = "detect", callbacks: dict[str, Any] | None = None, look: bool = True, **more: Any) -> Seen:
         model_file, name = MODELS[task]
         seen = Seen()
 
-        class WatchingTrainer(getattr(trainers, name)):  # type: ignore[misc]
-            def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-                seen.came_on.append(batch["img"].device.type)
+        class Watcher:
+            @hookimpl
+            def xpu_arrange_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
+                seen.ahead.append(bool(arrived))
+                arrived.clear()
+                index = batch.get("batch_idx")
+                seen.counts.append(None if index is None else loss_syncs._counts_of(trainer.xpu, index))
                 if look:
                     seen.batches.append({k: on_host(v) for k, v in batch.items()})
-                return super().preprocess_batch(batch)  # type: ignore[no-any-return]
-
-        def note(trainer: Any) -> None:
-            seen.losses.append(trainer.loss.item())
-            seen.targets.append(trainer.xpu.targets)
 
         model = YOLO(model_file)
-        model.add_callback("on_train_batch_end", note)
+        model.add_callback("on_train_batch_end", lambda trainer: seen.losses.append(trainer.loss.item()))
         for event, callback in (callbacks or {}).items():
             model.add_callback(event, callback)
-        model.train(trainer=WatchingTrainer, data=data(task), project=str(tmp_path), **{**SMALL, **more})
+        arguments = {"data": data(task), "project": str(tmp_path), **SMALL, **more}
+        with registered(Watcher()):
+            model.train(trainer=getattr(trainers, name), **arguments)
         seen.trainer = model.trainer
         return seen
 
@@ -123,13 +129,13 @@ def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(train: T
     plain = train(task, xpu_prefetch=0, **given)
     with xpu_simulator.asynchronous():
         ahead = train(task, xpu_prefetch=depth, **given)
-    assert set(plain.came_on) == {"cpu"}
-    assert set(ahead.came_on) == {"xpu"}
+    assert set(plain.ahead) == {False}
+    assert set(ahead.ahead) == {True}
     assert len(plain.batches) == 3 * len(plain.trainer.train_loader)
     assert_same(ahead.batches, plain.batches)
     assert ahead.losses == plain.losses
-    assert ahead.targets == plain.targets
-    assert (None in plain.targets) == (task == "classify")
+    assert ahead.counts == plain.counts
+    assert (None in plain.counts) == (task == "classify")
 
 
 @pytest.mark.parametrize("non_blocking", [True, False])
@@ -244,24 +250,30 @@ def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train
     plain = train(xpu_prefetch=0)
     with registered(Plugin()):
         ahead = train()
-    assert ahead.came_on == ["xpu"] * 2 + ["cpu"] * 6
+    assert ahead.ahead == [True] * 2 + [False] * 6
     assert ahead.losses == plain.losses
-    assert ahead.targets == plain.targets
+    assert ahead.counts == plain.counts
     (warning,) = [r.getMessage() for r in log if "ahead" in r.getMessage()]
     assert "out of memory" in warning
 
 
-# What it stands down for
+# Where it doesn't apply
 
 
-def test_loaders_that_it_has_no_business_with_stay_as_they_are(train: Train) -> None:
-    seen = train(epochs=1)
-    assert type(seen.trainer.train_loader) is Prefetcher
-    assert type(seen.trainer.test_loader) is InfiniteDataLoader
-    for off in ({"xpu_prefetch": 0}, {"workers": 0}):
-        seen = train(epochs=1, **off)
-        assert type(seen.trainer.train_loader) is InfiniteDataLoader
-        assert set(seen.came_on) == {"cpu"}
+def test_the_trainers_loader_is_the_one_that_was_built_and_its_batches_are_on_the_host(train: Train) -> None:
+    seen: list[Any] = []
+
+    def look(trainer: Any) -> None:
+        assert type(trainer.train_loader) is InfiniteDataLoader
+        seen.append(next(iter(trainer.train_loader))["img"].numpy())
+
+    assert all(train(callbacks={"on_train_start": look}, epochs=1).ahead)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("off", [{"xpu_prefetch": 0}, {"workers": 0}], ids=str)
+def test_it_is_off(train: Train, off: dict[str, int]) -> None:
+    assert not any(train(epochs=1, **off).ahead)
 
 
 def test_torch_2_5_can_not_keep_memory_for_another_stream(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,10 +281,33 @@ def test_torch_2_5_can_not_keep_memory_for_another_stream(train: Train, monkeypa
         raise NotImplementedError("Could not run 'aten::record_stream' with arguments from the 'XPU' backend.")
 
     monkeypatch.setattr(torch.Tensor, "record_stream", missing)
-    assert type(train(epochs=1).trainer.train_loader) is InfiniteDataLoader
+    assert not any(train(epochs=1).ahead)
 
 
-# In everything else it is the loader
+@pytest.mark.parametrize("given", [{}, {"xpu_prefetch": 1}], ids=str)
+def test_a_users_preprocess_batch_sees_the_host_and_may_change_it(
+    xpu: torch.device, data: TrainingData, tmp_path: Path, log: list[logging.LogRecord], given: dict[str, int]
+) -> None:
+    devices_seen: list[str] = []
+
+    class Mine(XPUDetectionTrainer):
+        def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+            devices_seen.append(batch["img"].device.type)
+            if not given:
+                batch["img"].numpy()[:] = 7  # which no tensor's version tells
+            batch = super().preprocess_batch(batch)
+            assert batch["img"].device.type == "xpu"
+            if not given:
+                assert batch["img"].unique().tolist() == [pytest.approx(7 / 255)]
+            return batch
+
+    YOLO("yolo11n.yaml").train(trainer=Mine, data=data("detect"), project=str(tmp_path), **SMALL, **given)
+    assert set(devices_seen) == {"cpu"}
+    said = [r.getMessage() for r in log if "not prefetched, because Mine.preprocess_batch" in r.getMessage()]
+    assert len(said) == (not given)
+
+
+# The loader of an epoch
 
 
 @contextmanager
@@ -307,68 +342,65 @@ class Loader(list[dict[str, Any]]):
 
 
 @pytest.fixture
-def loader(xpu: torch.device) -> Any:
-    """A prefetcher, two batches deep, of a loader of five batches."""
-    run = SimpleNamespace(options=options(prefetch=2), targets=None)
-    trainer = SimpleNamespace(device=xpu, xpu=run)
-    batches = Loader({"img": torch.full((1, 3, 2, 2), i, dtype=torch.uint8).pin_memory()} for i in range(5))
-    return Prefetcher(batches, trainer)
+def loader(xpu: torch.device) -> Loader:
+    """Five batches."""
+    return Loader({"img": torch.full((1, 3, 2, 2), i, dtype=torch.uint8).pin_memory()} for i in range(5))
 
 
-def test_it_fetches_ahead_but_not_before_the_first_batch_is_asked_for(loader: Any) -> None:
-    iterator = enumerate(loader)
+@pytest.fixture
+def ahead(xpu: torch.device, loader: Loader) -> LookAhead:
+    """Goes two batches ahead through the loader."""
+    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options(prefetch=2))
+    return LookAhead(SimpleNamespace(device=xpu, xpu=run, train_loader=loader), 2)
+
+
+def number(batch: AheadBatch) -> int:
+    return int(batch.arrive()["img"].unique().item())
+
+
+def test_it_fetches_ahead_but_not_before_the_first_batch_is_asked_for(ahead: LookAhead, loader: Loader) -> None:
+    iterator = enumerate(ahead.through(loader))
     assert loader.fetched == 0
     for i, batch in iterator:
-        assert batch["img"].unique().tolist() == [i]
+        assert batch["img"].device.type == "cpu"
+        assert number(batch) == i
+        assert not batch.is_moved
         assert loader.fetched == min(i + 3, 5)
 
 
-def test_memory_is_kept_for_the_stream_that_uses_it(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_kept_for_the_stream_that_uses_it(
+    ahead: LookAhead, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The simulated device can't show what happens otherwise: kernels of two streams never overlap there."""
     kept: list[tuple[int, Any]] = []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: kept.append((self.data_ptr(), stream)))
-    for batch in loader:
-        assert kept[-1] == (batch["img"].data_ptr(), torch.xpu.current_stream())
+    for batch in ahead.through(loader):
+        assert (batch.arrive()["img"].data_ptr(), torch.xpu.current_stream()) == kept[-1]
     assert len(kept) == 5
 
 
-def test_every_iteration_has_its_own_batches(loader: Any) -> None:
-    outer = iter(loader)
-    first = next(outer)["img"].unique().item()
-    assert next(iter(loader))["img"].unique().item() == first == 0
-    assert [batch["img"].unique().item() for batch in outer] == [1, 2, 3, 4]
+def test_every_iteration_has_its_own_batches(ahead: LookAhead, loader: Loader) -> None:
+    outer = ahead.through(loader)
+    assert number(next(outer)) == number(next(ahead.through(loader))) == 0
+    assert [number(batch) for batch in outer] == [1, 2, 3, 4]
 
 
-def test_closing_lets_go_of_the_batches_and_closes_the_loader(loader: Any) -> None:
-    iterator = iter(loader)
+def test_a_release_lets_go_of_the_batches(ahead: LookAhead, loader: Loader) -> None:
+    iterator = ahead.through(loader)
     batch = next(iterator)
     assert images_on_the_device() == 3
     del batch
-    loader.close()
+    ahead.release()
     assert images_on_the_device() == 0
-    assert loader.closed
     assert list(iterator) == []
 
 
-def test_its_attributes_are_the_loaders(train: Train) -> None:
-    loader = train(epochs=1).trainer.train_loader
-    inner = loader.__wrapped__
-    assert isinstance(loader, InfiniteDataLoader)
-    assert isinstance(loader, DataLoader)
-    assert len(loader) == len(inner) == 4
-    for name in ("dataset", "sampler", "batch_sampler", "batch_size", "num_workers", "drop_last", "pin_memory"):
-        assert getattr(loader, name) is getattr(inner, name)
-    loader.pin_memory_device = loader.note = "xpu"
-    assert inner.pin_memory_device == inner.note == "xpu"
-    assert not hasattr(loader, "nothing")
-    with pytest.raises(AttributeError):
-        loader.nothing  # noqa: B018
-    loader.reset()
-    list(loader)
-    before = loader.iterator
-    assert before is inner.iterator is not None
-    loader.reset()
-    assert loader.iterator is inner.iterator is not before
+def test_a_value_that_was_replaced_or_added_is_not_overwritten(ahead: LookAhead, loader: Loader) -> None:
+    batch = next(ahead.through(loader))
+    batch["img"], batch["more"] = torch.ones(1), "text"
+    arrived = batch.arrive()
+    assert arrived["img"].device.type == "cpu"
+    assert arrived["more"] == "text"
 
 
 # Beside other plugins
@@ -393,41 +425,25 @@ def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(tr
 
     with registered(Plugin()):
         seen = train()
-    assert seen.trainer.train_loader.__wrapped__.theirs
+    assert seen.trainer.train_loader.theirs
     assert torch.xpu.current_stream() not in streams
     assert len(streams) == 1
     assert all(batch["nested"][0]["here"].item() == 1 for batch in seen.batches)
-
-
-def test_targets_that_were_exchanged_are_not_taken_for_those_that_were_counted(train: Train) -> None:
-    class ExchangingTrainer(XPUDetectionTrainer):
-        def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-            batch["batch_idx"] = torch.zeros_like(batch["batch_idx"])
-            batch = super().preprocess_batch(batch)
-            assert self.xpu is not None
-            targets.append(self.xpu.targets)
-            return batch
-
-    targets: list[Targets | None] = []
-    seen = train(epochs=1)
-    arguments = {name: getattr(seen.trainer.args, name) for name in ("data", "project")}
-    YOLO("yolo11n.yaml").train(trainer=ExchangingTrainer, **{**SMALL, **arguments, "epochs": 1})
-    assert targets == [None] * 4
 
 
 # Options
 
 
 @pytest.mark.parametrize(("given", "meant"), [(0, 0), (3, 3), ("2", 2), (" 1 ", 1)])
-def test_the_depth_is_a_whole_number(given: object, meant: int) -> None:
-    assert Options.take({"xpu_prefetch": given}) == {"prefetch": meant}
-    assert options(prefetch=meant).environment()["YOLO_XPU_PREFETCH"] == str(meant)
+def test_the_depth_is_an_integer(given: object, meant: int) -> None:
+    assert Options.pop_from({"xpu_prefetch": given}, [PREFETCH]) == {"prefetch": meant}
+    assert Options.environment_of({"prefetch": meant})["YOLO_XPU_PREFETCH"] == str(meant)
 
 
 @pytest.mark.parametrize("given", [-1, 1.5, "1.0", True, False, None, "", "two"], ids=repr)
 def test_anything_else_is_refused(given: object) -> None:
-    with pytest.raises(OptionValueError, match=r"xpu_prefetch=.* is no whole number from 0 on"):
-        Options.take({"xpu_prefetch": given})
+    with pytest.raises(OptionValueError, match=r"xpu_prefetch=.* is invalid: it must be an integer ≥ 0"):
+        Options.pop_from({"xpu_prefetch": given}, [PREFETCH])
 
 
 # Packing
@@ -452,7 +468,7 @@ def small_tensors() -> dict[str, Any]:
 def test_packed_tensors_are_as_single_copies_are(xpu: torch.device) -> None:
     batch = small_tensors()
     with xpu_simulator.asynchronous(), xpu_simulator.count() as counts:
-        moved = moved_together(batch, xpu, non_blocking=True)
+        moved = to_device(batch, xpu, non_blocking=True)
         moved = {key: value.clone() if key == "cls" else value for key, value in moved.items()}
     assert set(batch) - set(moved) == {"img", "turned", "name", "nothing"}
     assert sum(counts.h2d.values()) == counts.h2d["pinned", "non_blocking"] == 1
@@ -466,7 +482,7 @@ def test_packed_tensors_are_as_single_copies_are(xpu: torch.device) -> None:
 
 
 def test_a_change_to_one_is_no_change_to_another(xpu: torch.device) -> None:
-    moved = moved_together(small_tensors(), xpu, non_blocking=False)
+    moved = to_device(small_tensors(), xpu, non_blocking=False)
     weight = torch.ones(7, 1, device=xpu, requires_grad=True)
     loss = (weight * moved["cls"]).sum()
     moved["numbers"].add_(1)
@@ -481,4 +497,4 @@ def test_nothing_is_packed_where_that_saves_no_copy(xpu: torch.device, count: in
         "none": torch.zeros(0),
         **{str(i): torch.ones(2) for i in range(count)},
     }
-    assert moved_together(batch, xpu, non_blocking=True) == {}
+    assert to_device(batch, xpu, non_blocking=True) == {}

@@ -21,8 +21,8 @@ from ultralytics.utils import torch_utils
 
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, devices, hookimpl, plugins
-from yolo_xpu_trainer.run import Precision, Run
 from yolo_xpu_trainer.patches import Patch, applied
+from yolo_xpu_trainer.run import Precision, Run
 
 from .conftest import TrainingData
 from .options import options
