@@ -246,7 +246,7 @@ def test_two_runs_in_a_row_each_get_what_they_need(train: Train) -> None:
 # A seam that moved
 
 
-def moved(target: str, **more: Any) -> Patch:
+def changing(target: str, **more: Any) -> Patch:
     given: dict[str, Any] = {
         "why": "the moon would fall",
         "source": "nowhere",
@@ -273,7 +273,7 @@ MOVED = [
 def test_a_seam_that_moved_is_one_warning_and_left_alone(run: Run, target: str, log: list[logging.LogRecord]) -> None:
     before = snapshot()
     for _ in range(3):
-        with applied([moved(target)], run) as active:
+        with applied([changing(target)], run) as active:
             assert active == []
             assert changed(before, snapshot()) == set()
     (warning,) = [r.getMessage() for r in log]
@@ -282,7 +282,7 @@ def test_a_seam_that_moved_is_one_warning_and_left_alone(run: Run, target: str, 
 
 
 def test_a_seam_that_only_some_versions_have_is_no_cause_for_a_warning(run: Run, log: list[logging.LogRecord]) -> None:
-    with applied([moved(target, optional=True) for target in MOVED], run) as active:
+    with applied([changing(target, optional=True) for target in MOVED], run) as active:
         assert active == []
     assert log == []
 
@@ -308,14 +308,14 @@ def registered(plugin: object) -> Iterator[None]:
 
 
 def test_a_run_goes_on_where_seams_moved(train: Train, log: list[logging.LogRecord]) -> None:
-    there = moved("ultralytics.utils.torch_utils:one_cycle", replacement=lambda run, original: lambda *a: original(*a))
+    there = changing("ultralytics.utils.torch_utils:one_cycle", replacement=lambda run, original: lambda *a: original(*a))
     acted = []
 
     def look(trainer: Any) -> None:
         acted.append(torch_utils.one_cycle is not original)
 
     original = torch_utils.one_cycle
-    with registered(Plugin([*map(moved, MOVED), there])):
+    with registered(Plugin([*map(changing, MOVED), there])):
         trainer = train({"on_train_start": look})
         train({"on_train_start": look})
     assert trainer.last.exists()
@@ -356,8 +356,8 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType, Mo
 
 def test_a_function_is_replaced_wherever_ultralytics_imported_it(run: Run, modules: tuple[Any, Any, Any]) -> None:
     first, second, other = modules
-    with activated([row("ultralytics.first:shared")], run) as acting:
-        assert len(acting) == 1
+    with applied([changing("ultralytics.first:shared")], run) as active:
+        assert len(active) == 1
         assert (first.shared(), second.shared(), other.shared()) == ("replaced", "replaced", "original")
     assert first.shared() == second.shared() == "original"
     assert first.shared is other.shared
@@ -365,7 +365,7 @@ def test_a_function_is_replaced_wherever_ultralytics_imported_it(run: Run, modul
 
 def test_a_name_can_be_replaced_in_one_place_only(run: Run, modules: tuple[Any, Any, Any]) -> None:
     first, second, _ = modules
-    with activated([row("ultralytics.first:shared", everywhere=False)], run):
+    with applied([changing("ultralytics.first:shared", everywhere=False)], run):
         assert (first.shared(), second.shared()) == ("replaced", "original")
     assert first.shared is second.shared
 
@@ -378,15 +378,15 @@ def test_a_row_that_this_version_does_not_need_does_nothing(run: Run, modules: t
         return False
 
     original = modules[0].shared
-    with activated([row("ultralytics.first:shared", needed=needed)], run) as acting:
-        assert acting == []
+    with applied([changing("ultralytics.first:shared", needed=needed)], run) as active:
+        assert active == []
         assert modules[0].shared is original
     assert asked == [(run, original)]
 
 
 def test_a_method_that_a_class_inherits_is_not_left_behind_in_it(run: Run, modules: tuple[Any, Any, Any]) -> None:
     first, _, _ = modules
-    with activated([row("ultralytics.first:Child.method", everywhere=False)], run):
+    with applied([changing("ultralytics.first:Child.method", everywhere=False)], run):
         assert first.Child().method() == "replaced"
         assert first.Parent().method() == "original"
     assert first.Child().method() == "original"
@@ -397,10 +397,10 @@ def test_of_two_rows_for_one_name_the_later_wraps_the_earlier(run: Run, modules:
     first, _, _ = modules
     original = first.shared
 
-    def wrap(text: str) -> Row:
-        return row("ultralytics.first:shared", replacement=lambda run, inner: lambda: f"{text}({inner()})")
+    def wrap(text: str) -> Patch:
+        return changing("ultralytics.first:shared", replacement=lambda run, inner: lambda: f"{text}({inner()})")
 
-    with activated([wrap("a"), wrap("b")], run):
+    with applied([wrap("a"), wrap("b")], run):
         assert first.shared() == "b(a(original))"
     assert first.shared is original
 
@@ -408,7 +408,7 @@ def test_of_two_rows_for_one_name_the_later_wraps_the_earlier(run: Run, modules:
 def test_somebody_elses_change_on_top_of_ours_stays(run: Run, modules: tuple[Any, Any, Any]) -> None:
     first, second, _ = modules
     original = first.shared
-    with activated([row("ultralytics.first:shared")], run):
+    with applied([changing("ultralytics.first:shared")], run):
         first.shared = theirs = lambda: "theirs"
     assert first.shared is theirs
     assert second.shared is original
@@ -417,7 +417,7 @@ def test_somebody_elses_change_on_top_of_ours_stays(run: Run, modules: tuple[Any
 def test_rows_are_taken_back_when_the_block_fails(run: Run, modules: tuple[Any, Any, Any]) -> None:
     first, second, _ = modules
     original = first.shared
-    with pytest.raises(FaultError), activated([row("ultralytics.first:shared")], run):
+    with pytest.raises(FaultError), applied([changing("ultralytics.first:shared")], run):
         raise FaultError
     assert first.shared is second.shared is original
 
@@ -431,7 +431,7 @@ def test_rows_are_taken_back_when_a_later_one_can_not_be_made(run: Run, modules:
 
     with (
         pytest.raises(FaultError),
-        activated([row("ultralytics.first:shared"), row("ultralytics.first:Parent", replacement=broken)], run),
+        applied([changing("ultralytics.first:shared"), changing("ultralytics.first:Parent", replacement=broken)], run),
     ):
         pytest.fail("the block was entered")
     assert first.shared is second.shared is original
