@@ -173,7 +173,7 @@ def test_the_precision_asked_for_reaches_every_worker(explicit: Result) -> None:
     for seen in explicit.ranks:
         assert seen["precision"] == "fp16"
         assert seen["dtype"] == "torch.float16"
-        assert seen["scaler"] == "yolo_xpu_trainer.amp"
+        assert seen["scaler"] == "yolo_xpu_trainer.policies.grad_scaler"
         assert seen["scaling"]
 
 

@@ -73,11 +73,12 @@ def test_laptop_whose_driver_reports_no_free_memory() -> None:
     assert cells(answer, "amp=True means")[0].startswith("fp16")
 
 
-def test_changes_are_listed_with_reason() -> None:
+def test_patches_are_listed_with_reason_and_source() -> None:
     _, answer = doctor("arc-b580")
-    state, because = cells(answer, "utils.torch_utils:select_device")
+    state, why, source = cells(answer, "utils.torch_utils:select_device")
     assert state == "active"
-    assert because
+    assert why
+    assert source
     assert "moved" not in answer
     assert "failed" not in answer
 

@@ -20,9 +20,9 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import downloads
 
 from xpu_simulator import counters
-from yolo_xpu_trainer import XPUDetectionTrainer, amp, devices
+from yolo_xpu_trainer import XPUDetectionTrainer, devices
 from yolo_xpu_trainer.patches import applied
-from yolo_xpu_trainer.policies import coordinates
+from yolo_xpu_trainer.policies import amp_check, coordinates
 from yolo_xpu_trainer.run import Precision, Run
 
 from .conftest import TrainingData
@@ -288,7 +288,7 @@ def _run(precision: str, requested: bool = False) -> Run:
 def test_checking_amp_draws_no_random_numbers(xpu: torch.device) -> None:
     model = YOLO("yolo11n.yaml").model.to(xpu)
     before = _random_states(xpu)
-    assert amp.check(_run("bf16"), model)
+    assert amp_check.check(_run("bf16"), model)
     assert _random_states(xpu) == before
 
 
@@ -301,7 +301,7 @@ def test_nothing_is_downloaded_to_check_amp(
     monkeypatch.setattr(downloads, "safe_download", lambda *args, **kwargs: wanted.append((args, kwargs)))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: wanted.append(args))
     checked: list[Any] = []
-    original = amp._distance
+    original = amp_check._distance
     monkeypatch.setattr(amp, "_distance", lambda run, model: checked.append(run) or original(run, model))
     _train(XPUDetectionTrainer, tmp_path, data=data("detect"), device="xpu", amp=True, **_ONE_EPOCH)
     assert checked

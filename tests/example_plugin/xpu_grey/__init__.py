@@ -1,8 +1,6 @@
 """A plugin of yolo-xpu-trainer: a trainer for cameras that see no colour, and fp32 where there is room for it."""
 
-from yolo_xpu_trainer import hookimpl
-from yolo_xpu_trainer.devices import DeviceInfo
-from yolo_xpu_trainer.run import Precision
+from yolo_xpu_trainer import DeviceInfo, Precision, hookimpl
 
 ROOM = 8 * 2**30
 
