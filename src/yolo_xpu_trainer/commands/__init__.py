@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "measure images per second of training and inference, with plain Ultralytics and with this package",
     "demo": "train a small detector of handwritten digits on a data set that is drawn on the spot",
     "doctor": "show the XPUs and their capabilities, or why there is none and how to fix it",
+    "options": "list the `xpu_*` options, their defaults and what they do",
     "plugins": "show which plugins implement which hook, in the order in which they are called",
 }
 """Each command and its summary."""
