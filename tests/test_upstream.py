@@ -309,7 +309,9 @@ def registered(plugin: object) -> Iterator[None]:
 
 
 def test_a_run_goes_on_where_seams_moved(train: Train, log: list[logging.LogRecord]) -> None:
-    there = changing("ultralytics.utils.torch_utils:one_cycle", replacement=lambda run, original: lambda *a: original(*a))
+    there = changing(
+        "ultralytics.utils.torch_utils:one_cycle", replacement=lambda run, original: lambda *a: original(*a)
+    )
     acted = []
 
     def look(trainer: Any) -> None:

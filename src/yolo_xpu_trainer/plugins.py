@@ -67,8 +67,7 @@ def _register(pm: pluggy.PluginManager, name: str, value: str, load: Callable[[]
 @functools.cache
 def built_in() -> tuple[str, ...]:
     """Return the names of the built-in policies: the modules of `policies/`."""
-    from . import policies
-
+    policies = importlib.import_module(f"{__package__}.policies")
     return tuple(sorted(module.name for module in pkgutil.iter_modules(policies.__path__)))
 
 
