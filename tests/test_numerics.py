@@ -22,7 +22,7 @@ from ultralytics.utils import downloads
 from xpu_simulator import counters
 from yolo_xpu_trainer import XPUDetectionTrainer, devices
 from yolo_xpu_trainer.patches import applied
-from yolo_xpu_trainer.policies import amp_check, coordinates
+from yolo_xpu_trainer.policies import amp_check, coordinates, grad_scaler
 from yolo_xpu_trainer.run import Precision, Run
 
 from .conftest import TrainingData
@@ -174,7 +174,7 @@ class _WithTorchsScaler(XPUDetectionTrainer):
 
     def _setup_train(self, *args: Any) -> None:
         super()._setup_train(*args)
-        assert type(self.scaler) is amp.GradScaler
+        assert type(self.scaler) is grad_scaler.GradScaler
         self.scaler = torch.amp.GradScaler("xpu")
 
 
@@ -302,7 +302,7 @@ def test_nothing_is_downloaded_to_check_amp(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: wanted.append(args))
     checked: list[Any] = []
     original = amp_check._distance
-    monkeypatch.setattr(amp, "_distance", lambda run, model: checked.append(run) or original(run, model))
+    monkeypatch.setattr(amp_check, "_distance", lambda run, model: checked.append(run) or original(run, model))
     _train(XPUDetectionTrainer, tmp_path, data=data("detect"), device="xpu", amp=True, **_ONE_EPOCH)
     assert checked
     assert not wanted

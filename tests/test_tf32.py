@@ -86,7 +86,7 @@ def test_a_device_without_tf32_says_so_and_computes_in_float32(
     assert devices.info(0).has_matrix_units
     assert train(xpu_tf32=True) == [False, False]
     (warning,) = said(log)
-    assert "xpu_tf32=True has no effect, for xpu:0 Intel Arc A770 Graphics has none" in warning
+    assert "xpu_tf32=True has no effect: xpu:0 Intel Arc A770 Graphics has no tf32" in warning
 
 
 def test_a_pytorch_without_the_switch_says_so(xpu: torch.device, train: Train, log: list[logging.LogRecord]) -> None:
@@ -94,7 +94,7 @@ def test_a_pytorch_without_the_switch_says_so(xpu: torch.device, train: Train, l
         pytest.skip("this PyTorch has it")
     assert train(xpu_tf32=True) == [None, None]
     (warning,) = said(log)
-    assert f"PyTorch {torch.__version__} has no tf32 for an XPU" in warning
+    assert f"PyTorch {torch.__version__} has no tf32 on XPUs" in warning
 
 
 def test_a_run_on_the_cpu_leaves_the_switch_alone(switch: Any, train: Train) -> None:

@@ -106,24 +106,24 @@ def hooks(spec: str | None = None) -> Hooks:
     Args:
         spec: The value of `xpu_plugins`; by default that of the call in progress.
     """
-    return _hooks(PLUGINS.current() if spec is None else spec)
+    return _hooks(manager(), PLUGINS.current() if spec is None else spec)
 
 
 def is_blocked(name: str) -> bool:
     """Whether `xpu_plugins` of the call in progress, or of the environment, blocks a plugin."""
-    return name in _blocked(PLUGINS.current())
+    return name in _blocked(manager(), PLUGINS.current())
 
 
 @functools.cache
-def _hooks(spec: str) -> Hooks:
-    return Hooks(manager(), _blocked(spec))
+def _hooks(pm: pluggy.PluginManager, spec: str) -> Hooks:
+    return Hooks(pm, _blocked(pm, spec))
 
 
 @functools.cache
-def _blocked(spec: str) -> frozenset[str]:
+def _blocked(pm: pluggy.PluginManager, spec: str) -> frozenset[str]:
     """Return the names of the plugins that a value of `xpu_plugins` blocks, and warn of names that don't exist."""
     allowed, refused = _read(spec)
-    loaded = {name for name, _ in manager().list_name_plugin()}
+    loaded = {name for name, _ in pm.list_name_plugin()}
     for name in sorted({*(allowed or ()), *refused} - loaded):
         near = difflib.get_close_matches(name, loaded, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
