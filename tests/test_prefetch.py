@@ -314,7 +314,7 @@ def test_a_users_preprocess_batch_sees_the_host_and_may_change_it(
 def registered(plugin: object) -> Iterator[None]:
     """Have a plugin for the length of a block."""
     manager = plugins.manager()
-    manager.register(plugin, name="test")
+    manager.register(plugin)
     try:
         yield
     finally:
