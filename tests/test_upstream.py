@@ -133,7 +133,7 @@ def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check_and_syncs(tr
     train({event: lambda _: during.update(changed(before, snapshot())) for event in EVENTS}, amp=False)
     names = {name for _, name in during}
     policies = {"check_amp", "torch", "make_anchors", "preprocess", "forward", "autobatch", "tloss", "run_callbacks"}
-    assert names <= {*policies, "subprocess", "preprocess_batch", "build_optimizer", "enumerate"}
+    assert names <= {*policies, "subprocess", "preprocess_batch", "build_optimizer", "enumerate", "_clear_memory"}
 
 
 def test_making_a_trainer_changes_nothing(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..batches import AheadBatch
 from ..hookspecs import hookimpl
 from ..options import Option
-from ..patches import Patch, stand_in
+from ..patches import Patch, patch, stand_in
 from ..plugins import hooks
 from ..run import Run, StashKey
 
@@ -60,7 +60,15 @@ def xpu_patches(trainer: Any) -> list[Patch]:
 
         return enumerating
 
-    return [enumerate_ahead]
+    @patch(
+        "ultralytics.engine.trainer:BaseTrainer._clear_memory", why="batches of a loader that is replaced would be kept"
+    )
+    def clear_memory(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let go of what was copied ahead, which only a run that is out of memory has when it clears memory."""
+        ahead.release()
+        return original(self, *args, **kwargs)
+
+    return [enumerate_ahead, clear_memory]
 
 
 @hookimpl
