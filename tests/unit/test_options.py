@@ -16,7 +16,7 @@ from ultralytics.utils import YAML
 from yolo_xpu_trainer import Options, XPUDetectionTrainer
 from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 Build = Callable[..., Any]
 

@@ -25,7 +25,7 @@ from yolo_xpu_trainer.options import Options
 from yolo_xpu_trainer.run import Precision, Run
 from yolo_xpu_trainer.upstream import activated, geometry
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 
 @dataclass

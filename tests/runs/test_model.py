@@ -30,7 +30,7 @@ from yolo_xpu_trainer.errors import (
     UnknownTrainerError,
 )
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # of Ultralytics' export to TorchScript

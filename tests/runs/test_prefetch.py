@@ -24,7 +24,7 @@ from yolo_xpu_trainer.packing import moved_together
 from yolo_xpu_trainer.policies.prefetch import Prefetcher
 from yolo_xpu_trainer.run import Targets
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
 MODELS = {

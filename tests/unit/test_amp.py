@@ -22,7 +22,7 @@ from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices
 from yolo_xpu_trainer.amp import GradScaler, check
 from yolo_xpu_trainer.run import Precision, Run
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 

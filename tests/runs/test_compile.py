@@ -19,7 +19,7 @@ from yolo_xpu_trainer import XPUDetectionTrainer, compiling
 from yolo_xpu_trainer.compiling import Obstacle, obstacle, trial
 from yolo_xpu_trainer.policies.compile import xpu_around_run
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 CPU = torch.device("cpu")
 

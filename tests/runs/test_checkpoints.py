@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import strip_optimizer
 import xpu_simulator
 from yolo_xpu_trainer import Options, XPUDetectionTrainer
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 
 class InterruptedRunError(Exception):

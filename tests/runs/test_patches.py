@@ -24,7 +24,7 @@ from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices, hookimpl, pl
 from yolo_xpu_trainer.run import Precision, Run
 from yolo_xpu_trainer.upstream import Row, activated
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 Names = dict[tuple[str, str], object]
 Train = Callable[..., Any]

@@ -18,7 +18,7 @@ from yolo_xpu_trainer.run import Precision, Run
 from yolo_xpu_trainer.upstream import activated
 from yolo_xpu_trainer.upstream.autobatch import ROWS
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 Train = Callable[..., Any]
 laptop = pytest.mark.xpu_profile("core-ultra-155h")
