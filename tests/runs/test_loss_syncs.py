@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 STEPS = {"epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "warmup_epochs": 0, "nbs": 4}
 

@@ -16,8 +16,8 @@ from yolo_xpu_trainer import Options, XPUDetectionTrainer
 from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
 from yolo_xpu_trainer.plugins import declared_options
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 Build = Callable[..., Any]
 

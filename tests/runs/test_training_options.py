@@ -12,7 +12,7 @@ import torch
 
 from yolo_xpu_trainer import XPUClassificationTrainer, XPUDetectionTrainer
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 pytestmark = [pytest.mark.xpu_hardware, pytest.mark.usefixtures("xpu")]
 

@@ -30,8 +30,8 @@ from yolo_xpu_trainer.errors import (
     UnknownTrainerError,
 )
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # of Ultralytics' export to TorchScript

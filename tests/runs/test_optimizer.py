@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import TrainingData
-from .test_memory_format import look
+from ..conftest import TrainingData
+from .test_channels_last import look
 
 
 @pytest.mark.parametrize(

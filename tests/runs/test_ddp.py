@@ -15,7 +15,7 @@ import torch
 
 import xpu_simulator
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 # What a user would write; the callbacks reach the workers with the trainer.
 SCRIPT = """

@@ -18,10 +18,10 @@ from yolo_xpu_trainer import XPUDetectionTrainer, activation, policies, trainers
 from yolo_xpu_trainer.commands import options as options_command
 from yolo_xpu_trainer.plugins import built_in
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 PACKAGE = Path(yolo_xpu_trainer.__file__).parent
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (

@@ -19,8 +19,8 @@ from ultralytics import YOLOE
 from xpu_simulator import counters, is_active
 from yolo_xpu_trainer import trainers
 
-from . import datasets
-from .conftest import TrainingData
+from .. import datasets
+from ..conftest import TrainingData
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from yolo_xpu_trainer.patches import applied
 from yolo_xpu_trainer.policies import amp_check, coordinates, grad_scaler
 from yolo_xpu_trainer.run import Precision, Run
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 
 @dataclass

@@ -24,8 +24,8 @@ from ultralytics.utils.torch_utils import strip_optimizer
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 
 class InterruptedRunError(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from yolo_xpu_trainer.errors import RunUnderWayError
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 SMALL = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "xpu:0"}
 

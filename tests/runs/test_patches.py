@@ -24,8 +24,8 @@ from yolo_xpu_trainer import XPUDetectionTrainer, devices, hookimpl, plugins
 from yolo_xpu_trainer.patches import Patch, applied
 from yolo_xpu_trainer.run import Precision, Run
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 Names = dict[tuple[str, str], object]
 Train = Callable[..., Any]

@@ -20,7 +20,7 @@ from xpu_simulator.profiles import PROFILES
 from yolo_xpu_trainer import XPUDetectionTrainer, devices
 from yolo_xpu_trainer.policies.autobatch import _capped
 
-from .options import options
+from ..options import options
 
 MIB, GIB = 1 << 20, 1 << 30
 SEGMENT = 20 * MIB  # what PyTorch's allocator asks the driver for at a time, where it is asked for less than 10 MiB

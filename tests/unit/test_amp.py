@@ -23,8 +23,8 @@ from yolo_xpu_trainer.policies.amp_check import check
 from yolo_xpu_trainer.policies.grad_scaler import GradScaler
 from yolo_xpu_trainer.run import Precision, Run
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 

@@ -18,8 +18,8 @@ from yolo_xpu_trainer.patches import applied
 from yolo_xpu_trainer.policies.autobatch import autobatch
 from yolo_xpu_trainer.run import Precision, Run
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 Train = Callable[..., Any]
 laptop = pytest.mark.xpu_profile("core-ultra-155h")

@@ -12,11 +12,11 @@ import pytest
 
 from xpu_simulator import Counts
 
-from .benchmarks.cases import CASES, Case
-from .benchmarks.counting import Counted
-from .benchmarks.goals import REACHED, lost
+from ..benchmarks.cases import CASES, Case
+from ..benchmarks.counting import Counted
+from ..benchmarks.goals import REACHED, lost
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CASE = Case("yolo11n", "AdamW")
 
 

@@ -19,7 +19,7 @@ from yolo_xpu_trainer.devices import DeviceInfo
 from yolo_xpu_trainer.patches import Patch
 from yolo_xpu_trainer.run import Precision
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 GROUP = "yolo_xpu_trainer"
 

@@ -20,7 +20,7 @@ from yolo_xpu_trainer.errors import Problem
 from yolo_xpu_trainer.policies import compile as compiling
 from yolo_xpu_trainer.policies.compile import problem, trial, xpu_around_run
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from yolo_xpu_trainer.errors import (
     XPUTrainerError,
 )
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 Build = Callable[..., Any]
 

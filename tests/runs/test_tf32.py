@@ -14,7 +14,7 @@ from ultralytics import YOLO
 
 from yolo_xpu_trainer import XPUDetectionTrainer, devices
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 Train = Callable[..., list[Any]]
 

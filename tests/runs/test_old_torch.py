@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 
 @dataclass(frozen=True)

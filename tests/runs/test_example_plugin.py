@@ -16,10 +16,10 @@ import pytest
 
 from yolo_xpu_trainer import hookspecs, plugins
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
-ROOT = Path(__file__).parents[1]
-EXAMPLE = Path(__file__).parent / "example_plugin"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = Path(__file__).parents[1] / "example_plugin"
 PAGE = ROOT / "docs" / "plugins.md"
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 STEPS = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "xpu:0"}
 

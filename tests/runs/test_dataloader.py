@@ -16,7 +16,7 @@ import torch
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
 SCRIPT = """
 import json

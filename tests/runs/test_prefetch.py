@@ -26,8 +26,8 @@ from yolo_xpu_trainer.policies.prefetch import PREFETCH, LookAhead
 from yolo_xpu_trainer.run import Precision, Run
 from yolo_xpu_trainer.transfer import to_device
 
-from .conftest import TrainingData
-from .options import options
+from ..conftest import TrainingData
+from ..options import options
 
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
 MODELS = {

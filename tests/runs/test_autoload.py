@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import TrainingData
+from ..conftest import TrainingData
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROFILE = "arc-b580"
 
 # Stops before a model is built, and says which trainer was chosen.
