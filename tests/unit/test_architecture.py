@@ -1,4 +1,4 @@
-"""The plan of the package: which module may import which, what is public, and that no policy is needed by another."""
+"""The plan of the package: which module may import which, and what is public."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from ultralytics import YOLO
 
 import yolo_xpu_trainer
-from yolo_xpu_trainer import XPUDetectionTrainer, activation, policies, trainers
+from yolo_xpu_trainer import activation, policies, trainers
 from yolo_xpu_trainer.commands import options as options_command
 from yolo_xpu_trainer.plugins import built_in
-
-from ..conftest import TrainingData
 
 PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -152,44 +147,3 @@ def test_a_type_checker_knows_every_public_name_and_no_other(tmp_path: Path) -> 
 def test_the_readmes_table_of_options_is_what_policies_declare() -> None:
     rows = [f"| `{key}` | `{default}` | {what} |" for key, default, what in options_command.rows()]
     assert "\n".join(rows) in README.read_text(encoding="utf-8")
-
-
-# Each policy by itself
-
-
-@pytest.mark.parametrize("name", built_in())
-def test_a_training_runs_with_any_policy_blocked(
-    xpu: torch.device, data: TrainingData, tmp_path: Path, name: str, empty_figures: None
-) -> None:
-    asked: list[str] = []
-
-    def look(trainer: Any) -> None:
-        hooks = vars(trainer._hooks)
-        for hook in hooks.values():
-            asked.extend(getattr(hook, "get_hookimpls", list)() and [i.plugin_name for i in hook.get_hookimpls()])
-
-    model = YOLO("yolo11n.yaml")
-    model.add_callback("on_train_end", look)
-    model.train(
-        trainer=XPUDetectionTrainer,
-        data=data("detect"),
-        project=str(tmp_path),
-        epochs=1,
-        imgsz=32,
-        workers=0,
-        plots=False,
-        xpu_plugins=f"-{name}",
-        **({"amp": False} if name == "amp_check" else {}),  # Ultralytics' own check downloads a model
-    )
-    assert model.trainer.device == xpu
-    assert model.trainer.last.exists()
-    assert asked
-    assert name not in asked
-
-
-def test_a_name_that_is_not_loaded_is_said(log: list[Any]) -> None:
-    from yolo_xpu_trainer.plugins import hooks
-
-    hooks("-prefetc")
-    (warning,) = [record.getMessage() for record in log if "prefetc" in record.getMessage()]
-    assert "Did you mean 'prefetch'?" in warning
