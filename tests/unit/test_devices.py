@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,12 @@ def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Build:
 
 
 @pytest.fixture
-def wrong_build(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let PyTorch be one that was built without XPU support."""
-    monkeypatch.setattr(torch.xpu, "_is_compiled", lambda: False)
-    monkeypatch.setattr(torch.xpu, "device_count", lambda: 0)
+def wrong_build(xpu: torch.device) -> Iterator[None]:
+    """Let PyTorch be one that was built without XPU support, until the device is taken down."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.xpu, "_is_compiled", lambda: False)
+        patched.setattr(torch.xpu, "device_count", lambda: 0)
+        yield
 
 
 @pytest.fixture
