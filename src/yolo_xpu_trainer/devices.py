@@ -228,7 +228,7 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
         no XPU here. Then Ultralytics' own choice stands.
 
     Raises:
-        UnknownDeviceError: The request is no device at all.
+        UnknownDeviceError: The request is not a valid device.
         DuplicateDeviceError: A device is named twice.
         NoXPUError: An XPU is asked for, and there is none (`WrongBuildError` if PyTorch can't have one).
         NoSuchXPUError: An index that this process doesn't see.
@@ -315,7 +315,7 @@ def _busy_bytes(index: int) -> int:
 
 def _unknown(requested: object) -> UnknownDeviceError:
     return UnknownDeviceError(
-        f"device={requested!r} is no device. This process sees {describe()}. Use device='xpu', 'xpu:0', 'xpu:0,1', an "
+        f"device={requested!r} is not a valid device. This process sees {describe()}. Use device='xpu', 'xpu:0', 'xpu:0,1', an "
         "index, or a device that Ultralytics knows, such as 'cpu' or 'cuda:0'.",
         requested=requested,
         seen=describe(),

@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["to_device", "to_host"]
 
-# What is joined on the device at a time: little memory, for a save must not run out of it, but in few parts.
+# What is joined on the device at a time: little memory, so that a save does not run out of it, in few parts.
 _BYTES, _PARTS = 4 << 20, 32
 
 

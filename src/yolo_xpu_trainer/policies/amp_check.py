@@ -1,4 +1,4 @@
-"""The check of mixed precision looks at the model at hand, rather than at another one that is downloaded."""
+"""Check mixed precision on the model that is trained, instead of on another one that is downloaded."""
 
 from __future__ import annotations
 

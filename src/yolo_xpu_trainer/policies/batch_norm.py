@@ -1,4 +1,4 @@
-"""Batch normalisation counts its batches on the host: nothing reads the count, and on the device each is a kernel."""
+"""Count batch normalisation's batches on the host, where a count costs no kernel; nothing reads it on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress line shows the losses of a moment ago, so that the host doesn't wait for the device in every step."""
+"""Avoid a sync a step in the progress line: it shows losses that were read up to half a second ago."""
 
 from __future__ import annotations
 

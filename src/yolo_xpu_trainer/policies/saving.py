@@ -1,4 +1,4 @@
-"""A checkpoint is written from copies on the host, made at once: Ultralytics looks at, and copies, tensor by tensor."""
+"""A checkpoint is written from copies on the host, made a few MiB at a time, instead of tensor by tensor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
     """Let `save_model` find the averaged model and the optimizer's state on the host, in contiguous tensors.
 
     Plain Ultralytics 8.4.190 waits for the device 1500 times to save a YOLO11n, half of it to look for NaN. Where there
-    is any, the averaged model is left to Ultralytics, which mends it on the device.
+    is any, the averaged model is left to Ultralytics, which repairs it on the device.
     """
     run: Run = trainer.xpu
     if not run.options[HOST_SAVE]:

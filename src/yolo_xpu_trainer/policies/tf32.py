@@ -1,4 +1,4 @@
-"""float32 means IEEE float32; tf32, which has its range and float16's 10 bits of fraction, only where asked for."""
+"""Compute float32 as IEEE float32, or in tf32 (10 bits of fraction instead of 23) where `xpu_tf32=True` asks for it."""
 
 from __future__ import annotations
 
