@@ -315,8 +315,8 @@ def _busy_bytes(index: int) -> int:
 
 def _unknown(requested: object) -> UnknownDeviceError:
     return UnknownDeviceError(
-        f"device={requested!r} is not a valid device. This process sees {describe()}. Use device='xpu', 'xpu:0', 'xpu:0,1', an "
-        "index, or a device that Ultralytics knows, such as 'cpu' or 'cuda:0'.",
+        f"device={requested!r} is not a valid device. This process sees {describe()}. Use device='xpu', 'xpu:0', "
+        "'xpu:0,1', an index, or a device that Ultralytics knows, such as 'cpu' or 'cuda:0'.",
         requested=requested,
         seen=describe(),
     )

@@ -111,6 +111,15 @@ class Patch:
 
         return restore
 
+    def is_needed(self) -> bool:
+        """Whether this version of Ultralytics needs the patch.
+
+        Raises:
+            LookupError: The target isn't there.
+        """
+        original = self._find()[2]
+        return self.needed is None or bool(self.needed(original))
+
     def _find(self) -> tuple[Any, str, Any]:
         """Return the target's owner, its name there, and the object itself; built-ins are found in every module."""
         *parents, name = self.target.partition(":")[2].split(".")

@@ -83,6 +83,16 @@ def test_patches_are_listed_with_reason_and_source() -> None:
     assert "failed" not in answer
 
 
+def test_the_patches_of_a_training_are_listed_with_reason_and_source() -> None:
+    _, answer = doctor("arc-b580")
+    before, _, training = answer.partition("Patches, while a detector trains")
+    assert "utils.tal:make_anchors" not in before
+    state, why, source = cells(training, "utils.tal:make_anchors")
+    assert state == "wanted"
+    assert why
+    assert source
+
+
 def test_no_gpu() -> None:
     code, answer = doctor("none")
     assert code == 1

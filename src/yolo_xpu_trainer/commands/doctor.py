@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 from rich.console import Console
 from rich.table import Table
 
 from .. import devices
 from ..activation import process_patches
-from ..plugins import hooks
+from ..options import Options
+from ..patches import Patch
+from ..plugins import declared_options, hooks
+from ..run import Precision, Run
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
         console.print(_devices())
     else:
         console.print(f"[bold]No XPU[/]: {reason.seen}. {reason.remedy}", soft_wrap=True, highlight=False)
-    console.print(_changes())
+    console.print(_of_process())
+    if reason is None:
+        console.print(_of_training())
     return 0 if reason is None else 1
 
 
@@ -70,14 +77,36 @@ def _devices() -> Table:
     return table
 
 
-def _changes() -> Table:
-    """Return the table of what this package changes in Ultralytics for the whole process."""
+def _patches(found: Sequence[Patch], state: Callable[[Patch], str], title: str) -> Table:
+    """Return the table of patches of Ultralytics, of the whole process or of a training."""
+    table = Table("patched in Ultralytics", "state", "why", "source", title=title, title_justify="left")
+    for patch in found:
+        table.add_row(patch.target.removeprefix("ultralytics."), state(patch), patch.why, patch.where)
+    return table
+
+
+def _of_process() -> Table:
     patches = process_patches()
     patches.apply()
     for patch in patches.patches:
         with contextlib.suppress(ImportError):  # some versions have no such module
             importlib.import_module(patch.module)
-    table = Table("patched in Ultralytics", "state", "why", "source", title="Patches", title_justify="left")
-    for patch in patches.patches:
-        table.add_row(patch.target.removeprefix("ultralytics."), patches.state_of(patch), patch.why, patch.where)
-    return table
+    return _patches(patches.patches, patches.state_of, "Patches, from the import of Ultralytics on")
+
+
+def _of_training() -> Table:
+    """Return the table of the patches that a training with these options has while it lasts."""
+    device = devices.available()[0]
+    precision = hooks().xpu_precision(device=device, requested=True) or Precision("fp32", "no plugin decides it")
+    run = Run(device, (device.index,), precision, Options.resolve(declared_options(), {}))
+    asked = SimpleNamespace(xpu=run, device=device.device)
+    wanted = [patch for patches in hooks().xpu_patches(trainer=asked) for patch in patches]
+
+    def state(patch: Patch) -> str:
+        try:
+            needed = patch.is_needed()
+        except LookupError:
+            return "not there" if patch.optional else "moved"
+        return "wanted" if needed else "not needed"
+
+    return _patches(wanted, state, "Patches, while a detector trains")
