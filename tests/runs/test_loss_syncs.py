@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 from ..conftest import TrainingData
+from ..training import plain_ultralytics
 
 STEPS = {"epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "warmup_epochs": 0, "nbs": 4}
-
-
-@contextmanager
-def plain_ultralytics() -> Iterator[None]:
-    """Take back everything that this package changes in Ultralytics."""
-    import ultralytics  # noqa: F401 - the first import of it activates
-
-    from yolo_xpu_trainer.upstream.process import process_rows
-
-    process_rows().deactivate()
-    try:
-        yield
-    finally:
-        process_rows().activate()
 
 
 def second_epoch(
@@ -128,45 +113,6 @@ def test_each_policy_has_a_switch(xpu: Any, data: TrainingData) -> None:
     assert ours.launches == pytest.approx(theirs.launches, rel=0.01)
 
 
-@pytest.mark.xpu_hardware
-@pytest.mark.parametrize("shape", [(6, 4), (1, 7), (5,)])
-def test_a_foreground_mask_answers_as_a_plain_one(xpu: torch.device, shape: tuple[int, ...]) -> None:
-    from yolo_xpu_trainer.upstream.foreground import ForegroundMask
-
-    generator = torch.Generator().manual_seed(0)
-    plain = (torch.rand(shape, generator=generator) > 0.6).to(xpu)
-    values = torch.rand(*shape, 3, generator=generator).to(xpu)
-    mask = ForegroundMask.of(plain)
-    assert torch.equal(values[mask], values[plain])
-    assert torch.equal(values[..., 0][mask], values[..., 0][plain])
-    assert torch.equal(values[mask, 1], values[plain, 1])
-    assert bool(mask.any()) == bool(plain.any())
-    assert int(mask.sum()) == int(plain.sum())
-    assert torch.equal(7 / mask.sum(), 7 / plain.sum())
-    assert torch.equal(mask.sum(-1), plain.sum(-1))
-    assert all(
-        torch.equal(a, b) for a, b in zip(mask.nonzero(as_tuple=True), plain.nonzero(as_tuple=True), strict=True)
-    )
-    assert torch.equal(mask.nonzero(), plain.nonzero())
-    assert type(mask.float()) is torch.Tensor
-    assert type(~mask) is torch.Tensor
-    for mine, theirs in zip(mask, plain, strict=True):
-        assert torch.equal(mine, theirs)
-        if theirs.dim():
-            assert bool(mine.any()) == bool(theirs.any())
-    mine, theirs = values.clone(), values.clone()
-    mine[mask], theirs[plain] = 2.0, 2.0
-    assert torch.equal(mine, theirs)
-    for index in (plain, mask):
-        leaf = values.clone().requires_grad_()
-        (leaf[index] ** 2).sum().backward()
-        assert leaf.grad is not None
-        assert torch.equal(leaf.grad[plain], 2 * values[plain])
-        assert not leaf.grad[~plain].any()
-    mask.view(-1)[0] = ~plain.view(-1)[0].clone()  # its positions were known
-    assert torch.equal(values[mask], values[plain])
-
-
 def test_the_progress_line_shows_an_epochs_last_losses_exactly(
     xpu: Any, data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,87 +137,6 @@ def test_the_progress_line_shows_an_epochs_last_losses_exactly(
     for epoch, exact in enumerate(means):
         shown = [float(v) for v in re.split(r"\s+", lines[(epoch + 1) * batches - 1].strip())[2:5]]
         assert shown == pytest.approx(exact, rel=1e-3)
-
-
-@pytest.mark.xpu_hardware
-@pytest.mark.parametrize("images", [1, 3, 8])
-def test_targets_are_padded_as_ultralytics_pads_them(xpu: torch.device, images: int) -> None:
-    from types import SimpleNamespace
-
-    from ultralytics.utils.loss import v8DetectionLoss
-
-    from yolo_xpu_trainer.run import Targets
-    from yolo_xpu_trainer.upstream.waits import _preprocess
-
-    generator = torch.Generator().manual_seed(images)
-    for total in (1, 2, 7, 40):
-        index = torch.randint(images, (total,), generator=generator).sort().values
-        targets = torch.cat((index[:, None].float(), torch.rand(total, 5, generator=generator)), 1)
-        known = Targets.of({"batch_idx": index.float()})
-        assert known is not None
-        scale = torch.tensor([640.0, 480.0, 640.0, 480.0], device=xpu)
-        loss = SimpleNamespace(device=xpu)
-        run: Any = SimpleNamespace(targets=known)
-        expected = v8DetectionLoss.preprocess(loss, targets.to(xpu), images, scale)
-        found = _preprocess(run, v8DetectionLoss.preprocess)(loss, targets.to(xpu), images, scale)
-        assert torch.equal(found, expected)
-
-
-def predictions(trial: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Draw raw predictions of three images, with ties in scores and boxes in some trials, and NMS settings."""
-    generator = torch.Generator().manual_seed(trial)
-    anchors, classes = int(torch.randint(1, 500, (1,), generator=generator)), 4
-
-    def rand(channels: int) -> torch.Tensor:
-        return torch.rand(3, channels, anchors, generator=generator)
-
-    centres, sizes, scores = rand(2) * 200, rand(2) * 80 + 4, rand(classes)
-    if trial % 3 == 0:
-        scores = (scores * 5).round() / 5
-    if trial % 5 == 0:
-        centres, sizes = (centres / 20).round() * 20, torch.full_like(sizes, 30)
-    raw = torch.cat((centres, sizes, scores, rand(2 * (trial % 2))), 1)
-    settings = {
-        "conf_thres": [0.001, 0.25, 0.9, 0.99999][trial % 4],
-        "iou_thres": 0.5,
-        "nc": classes,
-        "multi_label": bool(trial % 2),
-        "agnostic": trial % 7 == 0,
-        "max_det": [300, 20][trial % 2],
-        "return_idxs": True,
-    }
-    return raw, settings
-
-
-@pytest.mark.xpu_hardware
-@pytest.mark.parametrize("trial", range(20))
-def test_nms_keeps_the_boxes_that_ultralytics_keeps_on_the_cpu_in_their_order(xpu: torch.device, trial: int) -> None:
-    import torchvision  # noqa: F401 - Ultralytics takes its kernel if it is imported
-    from ultralytics.utils import nms
-
-    raw, settings = predictions(trial)
-    with plain_ultralytics():
-        expected, expected_anchors = nms.non_max_suppression(raw.clone(), **settings)
-    found, anchors = nms.non_max_suppression(raw.to(xpu), **settings)
-    for a, b, i, j in zip(expected, found, expected_anchors, anchors, strict=True):
-        assert b.device == xpu
-        assert torch.equal(a, b.cpu())
-        assert torch.equal(i.view(-1).long(), j.cpu().view(-1).long())
-
-
-def test_nms_waits_a_few_times_a_batch_rather_than_for_every_box(xpu: torch.device) -> None:
-    from ultralytics.utils import nms
-
-    import xpu_simulator
-
-    raw, settings = predictions(1)
-    raw = raw.to(xpu)
-    with plain_ultralytics(), xpu_simulator.count() as theirs:
-        nms.non_max_suppression(raw.clone(), **settings)
-    with xpu_simulator.count() as ours:
-        nms.non_max_suppression(raw.clone(), **settings)
-    assert sum(theirs.syncs.values()) > 100
-    assert sum(ours.syncs.values()) <= 4
 
 
 def test_callbacks_see_the_losses_as_ultralytics_gives_them(xpu: Any, data: TrainingData) -> None:

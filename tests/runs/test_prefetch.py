@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +16,12 @@ from ultralytics import YOLO
 from ultralytics.data.build import InfiniteDataLoader
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, hookimpl, plugins, trainers
-from yolo_xpu_trainer.errors import OptionValueError
-from yolo_xpu_trainer.packing import moved_together
+from yolo_xpu_trainer import XPUDetectionTrainer, hookimpl, trainers
 from yolo_xpu_trainer.policies.prefetch import Prefetcher
 from yolo_xpu_trainer.run import Targets
 
 from ..conftest import TrainingData
+from ..other_plugins import registered
 
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
 MODELS = {
@@ -271,84 +268,6 @@ def test_torch_2_5_can_not_keep_memory_for_another_stream(train: Train, monkeypa
     assert type(train(epochs=1).trainer.train_loader) is InfiniteDataLoader
 
 
-# In everything else it is the loader
-
-
-@contextmanager
-def registered(plugin: object) -> Iterator[None]:
-    """Have a plugin for the length of a block."""
-    manager = plugins.manager()
-    manager.register(plugin, name="test")
-    try:
-        yield
-    finally:
-        manager.unregister(plugin)
-
-
-class Loader(list[dict[str, Any]]):
-    """A loader of given batches, which tells how many were fetched.
-
-    Attributes:
-        fetched: How many.
-    """
-
-    fetched = 0
-    num_workers = 2
-    closed = False
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for i in range(len(self)):
-            self.fetched += 1
-            yield {**self[i]}
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def loader(xpu: torch.device) -> Any:
-    """A prefetcher, two batches deep, of a loader of five batches."""
-    run = SimpleNamespace(options=Options(prefetch=2), targets=None)
-    trainer = SimpleNamespace(device=xpu, xpu=run)
-    batches = Loader({"img": torch.full((1, 3, 2, 2), i, dtype=torch.uint8).pin_memory()} for i in range(5))
-    return Prefetcher(batches, trainer)
-
-
-def test_it_fetches_ahead_but_not_before_the_first_batch_is_asked_for(loader: Any) -> None:
-    iterator = enumerate(loader)
-    assert loader.fetched == 0
-    for i, batch in iterator:
-        assert batch["img"].unique().tolist() == [i]
-        assert loader.fetched == min(i + 3, 5)
-
-
-def test_memory_is_kept_for_the_stream_that_uses_it(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulated device can't show what happens otherwise: kernels of two streams never overlap there."""
-    kept: list[tuple[int, Any]] = []
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: kept.append((self.data_ptr(), stream)))
-    for batch in loader:
-        assert kept[-1] == (batch["img"].data_ptr(), torch.xpu.current_stream())
-    assert len(kept) == 5
-
-
-def test_every_iteration_has_its_own_batches(loader: Any) -> None:
-    outer = iter(loader)
-    first = next(outer)["img"].unique().item()
-    assert next(iter(loader))["img"].unique().item() == first == 0
-    assert [batch["img"].unique().item() for batch in outer] == [1, 2, 3, 4]
-
-
-def test_closing_lets_go_of_the_batches_and_closes_the_loader(loader: Any) -> None:
-    iterator = iter(loader)
-    batch = next(iterator)
-    assert images_on_the_device() == 3
-    del batch
-    loader.close()
-    assert images_on_the_device() == 0
-    assert loader.closed
-    assert list(iterator) == []
-
-
 def test_its_attributes_are_the_loaders(train: Train) -> None:
     loader = train(epochs=1).trainer.train_loader
     inner = loader.__wrapped__
@@ -412,72 +331,3 @@ def test_targets_that_were_exchanged_are_not_taken_for_those_that_were_counted(t
     arguments = {name: getattr(seen.trainer.args, name) for name in ("data", "project")}
     YOLO("yolo11n.yaml").train(trainer=ExchangingTrainer, **{**SMALL, **arguments, "epochs": 1})
     assert targets == [None] * 4
-
-
-# Options
-
-
-@pytest.mark.parametrize(("given", "meant"), [(0, 0), (3, 3), ("2", 2), (" 1 ", 1)])
-def test_the_depth_is_a_whole_number(given: object, meant: int) -> None:
-    assert Options.take({"xpu_prefetch": given}) == {"prefetch": meant}
-    assert Options(prefetch=meant).environment()["YOLO_XPU_PREFETCH"] == str(meant)
-
-
-@pytest.mark.parametrize("given", [-1, 1.5, "1.0", True, False, None, "", "two"], ids=repr)
-def test_anything_else_is_refused(given: object) -> None:
-    with pytest.raises(OptionValueError, match=r"xpu_prefetch=.* is no whole number from 0 on"):
-        Options.take({"xpu_prefetch": given})
-
-
-# Packing
-
-
-def small_tensors() -> dict[str, Any]:
-    return {
-        "img": torch.zeros(1, 3, 300, 300, dtype=torch.uint8),
-        "cls": torch.rand(7, 1),
-        "none": torch.zeros(0, 4),
-        "flags": torch.rand(5) > 0.5,
-        "wide": torch.rand(3, 2, dtype=torch.float64),
-        "half": torch.rand(3).half(),
-        "numbers": torch.arange(3),
-        "scalar": torch.tensor(2.5),
-        "turned": torch.rand(3, 2).t(),
-        "name": "a.jpg",
-        "nothing": None,
-    }
-
-
-def test_packed_tensors_are_as_single_copies_are(xpu: torch.device) -> None:
-    batch = small_tensors()
-    with xpu_simulator.asynchronous(), xpu_simulator.count() as counts:
-        moved = moved_together(batch, xpu, non_blocking=True)
-        moved = {key: value.clone() if key == "cls" else value for key, value in moved.items()}
-    assert set(batch) - set(moved) == {"img", "turned", "name", "nothing"}
-    assert sum(counts.h2d.values()) == counts.h2d["pinned", "non_blocking"] == 1
-    assert_same([{key: value.cpu() for key, value in moved.items()}], [{key: batch[key] for key in moved}])
-    for key, value in moved.items():
-        alone = batch[key].to(xpu)
-        assert value.stride() == alone.stride()
-        assert value.device == alone.device
-        assert value._base is None
-        assert value.data_ptr() % 512 == alone.data_ptr() % 512 or not value.numel()
-
-
-def test_a_change_to_one_is_no_change_to_another(xpu: torch.device) -> None:
-    moved = moved_together(small_tensors(), xpu, non_blocking=False)
-    weight = torch.ones(7, 1, device=xpu, requires_grad=True)
-    loss = (weight * moved["cls"]).sum()
-    moved["numbers"].add_(1)
-    loss.backward()
-    assert torch.equal(weight.grad, moved["cls"])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_nothing_is_packed_where_that_saves_no_copy(xpu: torch.device, count: int) -> None:
-    batch = {
-        "img": torch.zeros(1, 3, 300, 300),
-        "none": torch.zeros(0),
-        **{str(i): torch.ones(2) for i in range(count)},
-    }
-    assert moved_together(batch, xpu, non_blocking=True) == {}

@@ -75,7 +75,7 @@ def test_copies_to_the_device_are_told_apart_by_memory_and_by_waiting(xpu):
     }
     assert counts.bytes_h2d == 5 * 32
     assert sum(counts.h2d_lines.values()) == 5
-    assert all("test_simulator_counters.py" in line for _, line in counts.h2d_lines)
+    assert all("test_counters.py" in line for _, line in counts.h2d_lines)
 
 
 def test_every_wait_is_counted_with_its_kind_and_its_line(xpu):
@@ -107,7 +107,7 @@ def test_every_wait_is_counted_with_its_kind_and_its_line(xpu):
         "stream synchronize",
         "event synchronize",
     }
-    here = "test_simulator_counters.py"
+    here = "test_counters.py"
     function = "test_every_wait_is_counted_with_its_kind_and_its_line"
     assert all(here in line and line.endswith(f" {function}") for _, line in counts.syncs)
     assert sum(counts.syncs.values()) == 9
@@ -119,7 +119,7 @@ def test_lines_can_be_attributed_to_a_file(xpu):
     def inner():
         return a.sum().item()
 
-    with xpu_simulator.count(match="test_simulator") as counts:
+    with xpu_simulator.count(match="test_counters") as counts:
         inner()
     ((_, line),) = counts.syncs
     assert line.endswith(" inner")
