@@ -15,6 +15,9 @@ from yolo_xpu_trainer import devices
 from ..conftest import Train
 
 
+Switched = Callable[..., list[Any]]
+
+
 @pytest.fixture
 def switch(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return PyTorch's switches; those that an XPU build has and this one hasn't are added."""
@@ -29,7 +32,7 @@ def switch(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def switched(train: Train) -> Callable[..., list[Any]]:
+def switched(train: Train) -> Switched:
     """Return a function that trains, and returns how the switch was in each step."""
 
     def run(on_batch: Callable[[Any], None] = lambda trainer: None, **more: Any) -> list[Any]:
@@ -51,23 +54,21 @@ def said(log: list[logging.LogRecord]) -> list[str]:
 
 @pytest.mark.xpu_hardware
 @pytest.mark.parametrize("before", [False, True])
-def test_float32_is_ieee_float32_whatever_the_process_had_set(
-    switch: Any, switched: Callable[..., list[Any]], before: bool
-) -> None:
+def test_float32_is_ieee_float32_whatever_the_process_had_set(switch: Any, switched: Switched, before: bool) -> None:
     switch.allow_tf32 = before
     assert switched() == [False, False]
     assert switch.allow_tf32 is before
 
 
 def test_tf32_is_on_where_asked_for_and_off_again_afterwards(
-    switch: Any, switched: Callable[..., list[Any]], log: list[logging.LogRecord]
+    switch: Any, switched: Switched, log: list[logging.LogRecord]
 ) -> None:
     assert switched(xpu_tf32=True) == [True, True]
     assert switch.allow_tf32 is False
     assert said(log) == ["XPU: float32 convolutions and matrix products are computed in tf32, as xpu_tf32=True asks"]
 
 
-def test_a_run_that_fails_puts_the_switch_back(switch: Any, switched: Callable[..., list[Any]]) -> None:
+def test_a_run_that_fails_puts_the_switch_back(switch: Any, switched: Switched) -> None:
     def fail(trainer: Any) -> None:
         raise ValueError("in the midst of it")
 
@@ -78,7 +79,7 @@ def test_a_run_that_fails_puts_the_switch_back(switch: Any, switched: Callable[.
 
 @pytest.mark.xpu_profile("arc-a770")  # has matrix units, but none for tf32
 def test_a_device_without_tf32_says_so_and_computes_in_float32(
-    switch: Any, switched: Callable[..., list[Any]], log: list[logging.LogRecord]
+    switch: Any, switched: Switched, log: list[logging.LogRecord]
 ) -> None:
     switch.allow_tf32 = True
     assert devices.info(0).has_matrix_units
@@ -88,7 +89,7 @@ def test_a_device_without_tf32_says_so_and_computes_in_float32(
 
 
 def test_a_pytorch_without_the_switch_says_so(
-    xpu: torch.device, switched: Callable[..., list[Any]], log: list[logging.LogRecord]
+    xpu: torch.device, switched: Switched, log: list[logging.LogRecord]
 ) -> None:
     if torch.backends.mkldnn.allow_tf32 is not None:
         pytest.skip("this PyTorch has it")
@@ -97,6 +98,6 @@ def test_a_pytorch_without_the_switch_says_so(
     assert f"PyTorch {torch.__version__} has no tf32 for an XPU" in warning
 
 
-def test_a_run_on_the_cpu_leaves_the_switch_alone(switch: Any, switched: Callable[..., list[Any]]) -> None:
+def test_a_run_on_the_cpu_leaves_the_switch_alone(switch: Any, switched: Switched) -> None:
     switch.allow_tf32 = True
     assert switched(device="cpu") == [True, True]
