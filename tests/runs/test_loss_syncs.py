@@ -8,20 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from ..conftest import TrainingData
-from ..training import plain_ultralytics
+import xpu_simulator
 
-STEPS = {"epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "warmup_epochs": 0, "nbs": 4}
+from ..conftest import Train
+
+STEPS = {"epochs": 2, "imgsz": 64, "val": False, "warmup_epochs": 0, "nbs": 4}
 
 
-def second_epoch(
-    data: str, trainer: type, model_file: str = "yolo11n.yaml", **arguments: Any
-) -> tuple[Any, int, list[float]]:
+def second_epoch(train: Train, plain: bool, **arguments: Any) -> tuple[Any, int, list[float]]:
     """Train, and return what was counted in the second epoch, its batches, and every batch's loss."""
-    from ultralytics import YOLO
-
-    import xpu_simulator
-
     losses: list[torch.Tensor] = []
     counting = xpu_simulator.count()
     counted: list[Any] = []
@@ -34,24 +29,19 @@ def second_epoch(
         if trainer.epoch == 1:
             counting.__exit__(None, None, None)
 
-    model = YOLO(model_file)
-    model.add_callback("on_train_epoch_start", start)
-    model.add_callback("on_train_epoch_end", end)
-    model.add_callback("on_train_batch_end", lambda trainer: losses.append(trainer.loss.detach()))
-    if trainer.__name__.startswith("XPU"):
-        arguments = {"xpu_channels_last": False, "xpu_fused_optimizer": False, **arguments}  # the same arithmetic
-    model.train(trainer=trainer, data=data, device="xpu:0", amp=False, **{**STEPS, **arguments})
-    return counted[0], len(model.trainer.train_loader), [float(loss) for loss in losses]
+    callbacks = {
+        "on_train_epoch_start": start,
+        "on_train_epoch_end": end,
+        "on_train_batch_end": lambda trainer: losses.append(trainer.loss.detach()),
+    }
+    same = {} if plain else {"xpu_channels_last": False, "xpu_fused_optimizer": False}  # the same arithmetic
+    trainer = train(callbacks=callbacks, plain=plain, device="xpu:0", amp=False, **{**STEPS, **same, **arguments})
+    return counted[0], len(trainer.train_loader), [float(loss) for loss in losses]
 
 
-def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(xpu: Any, data: TrainingData) -> None:
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
-    with plain_ultralytics():
-        theirs, batches, their_losses = second_epoch(data("detect"), DetectionTrainer)
-    ours, _, our_losses = second_epoch(data("detect"), XPUDetectionTrainer, xpu_log_every=1e9)
+def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(train: Train) -> None:
+    theirs, batches, their_losses = second_epoch(train, plain=True)
+    ours, _, our_losses = second_epoch(train, plain=False, xpu_log_every=1e9)
     assert our_losses == their_losses
     waits = {name: sum(counts.syncs.values()) / batches for name, counts in (("plain", theirs), ("ours", ours))}
     assert waits["plain"] >= 10
@@ -74,23 +64,10 @@ def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(xpu:
         ("classify", "yolo11n-cls.yaml", 0),
     ],
 )
-def test_every_tasks_loss_waits_less_and_is_the_same(
-    xpu: Any, data: TrainingData, task: str, model: str, most: int
-) -> None:
-    from ultralytics.models import yolo
-
-    from yolo_xpu_trainer import trainers
-
-    name = {"detect": "Detection", "segment": "Segmentation", "classify": "Classification", "obb": "OBB"}.get(
-        task, "Pose"
-    )
-    with plain_ultralytics():
-        theirs, batches, their_losses = second_epoch(
-            data(task), getattr(getattr(yolo, task), f"{name}Trainer"), model, optimizer="AdamW"
-        )
-    ours, _, our_losses = second_epoch(
-        data(task), getattr(trainers, f"XPU{name}Trainer"), model, xpu_log_every=1e9, optimizer="AdamW"
-    )
+def test_every_tasks_loss_waits_less_and_is_the_same(train: Train, task: str, model: str, most: int) -> None:
+    given = {"task": task, "model": model, "optimizer": "AdamW"}
+    theirs, batches, their_losses = second_epoch(train, plain=True, **given)
+    ours, _, our_losses = second_epoch(train, plain=False, xpu_log_every=1e9, **given)
     assert our_losses == their_losses
     waits = {name: sum(counts.syncs.values()) / batches for name, counts in (("plain", theirs), ("ours", ours))}
     assert waits["ours"] <= most + 1 / batches  # the epoch's last losses are read
@@ -98,28 +75,18 @@ def test_every_tasks_loss_waits_less_and_is_the_same(
     assert ours.h2d["pageable", "blocking"] <= 0.6 * theirs.h2d["pageable", "blocking"]
 
 
-def test_each_policy_has_a_switch(xpu: Any, data: TrainingData) -> None:
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
+def test_each_policy_has_a_switch(train: Train) -> None:
     switches = [f"xpu_{name}" for name in ("fewer_waits", "host_counters", "host_metrics", "host_save", "fast_nms")]
-    with plain_ultralytics():
-        theirs, _, their_losses = second_epoch(data("detect"), DetectionTrainer, optimizer="AdamW")
+    theirs, _, their_losses = second_epoch(train, plain=True, optimizer="AdamW")
     off = {**dict.fromkeys(switches, False), "xpu_log_every": 0}
-    ours, _, our_losses = second_epoch(data("detect"), XPUDetectionTrainer, optimizer="AdamW", **off)
+    ours, _, our_losses = second_epoch(train, plain=False, optimizer="AdamW", **off)
     assert our_losses == their_losses
     assert abs(sum(ours.syncs.values()) - sum(theirs.syncs.values())) <= 2  # a progress line reads in one go
     assert ours.launches == pytest.approx(theirs.launches, rel=0.01)
 
 
-def test_the_progress_line_shows_an_epochs_last_losses_exactly(
-    xpu: Any, data: TrainingData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_progress_line_shows_an_epochs_last_losses_exactly(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     import ultralytics.engine.trainer as upstream
-    from ultralytics import YOLO
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
 
     lines: list[str] = []
     set_description = upstream.TQDM.set_description
@@ -130,41 +97,35 @@ def test_the_progress_line_shows_an_epochs_last_losses_exactly(
 
     monkeypatch.setattr(upstream.TQDM, "set_description", remember)
     means: list[list[float]] = []
-    model = YOLO("yolo11n.yaml")
-    model.add_callback("on_train_epoch_end", lambda t: means.append([float(v) for _, v in t.tloss.items()]))
-    model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", xpu_log_every=1e9, **STEPS)
-    batches = len(model.trainer.train_loader)
+
+    def note(trainer: Any) -> None:
+        means.append([float(v) for _, v in trainer.tloss.items()])
+
+    trainer = train(callbacks={"on_train_epoch_end": note}, xpu_log_every=1e9, **STEPS)
+    batches = len(trainer.train_loader)
     for epoch, exact in enumerate(means):
         shown = [float(v) for v in re.split(r"\s+", lines[(epoch + 1) * batches - 1].strip())[2:5]]
         assert shown == pytest.approx(exact, rel=1e-3)
 
 
-def test_callbacks_see_the_losses_as_ultralytics_gives_them(xpu: Any, data: TrainingData) -> None:
-    from ultralytics import YOLO
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
+def test_callbacks_see_the_losses_as_ultralytics_gives_them(train: Train) -> None:
     seen: list[torch.Tensor] = []
-    model = YOLO("yolo11n.yaml")
-    model.add_callback("on_train_batch_end", lambda t: seen.append(torch.stack(list(t.tloss.values()))))
-    model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", xpu_log_every=1e9, **STEPS)
-    assert len(seen) == 2 * len(model.trainer.train_loader)
+    note = {"on_train_batch_end": lambda trainer: seen.append(torch.stack(list(trainer.tloss.values())))}
+    trainer = train(callbacks=note, xpu_log_every=1e9, **STEPS)
+    assert len(seen) == 2 * len(trainer.train_loader)
     assert all(means.shape == (3,) for means in seen)
 
 
-def test_a_validation_batch_is_not_padded_by_the_count_of_a_training_batch(xpu: Any, data: TrainingData) -> None:
+def test_a_validation_batch_is_not_padded_by_the_count_of_a_training_batch(train: Train) -> None:
     """One that has as many targets in all, but more in one image, would be written past its end."""
-    from ultralytics import YOLO
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
     trainers: list[Any] = []
     in_training, in_validation = [], []
-    model = YOLO("yolo11n.yaml")
-    model.add_callback("on_train_start", trainers.append)
-    model.add_callback("on_train_batch_end", lambda trainer: in_training.append(trainer.xpu.targets))
-    model.add_callback("on_val_batch_end", lambda validator: in_validation.append(trainers[0].xpu.targets))
-    model.train(trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0", **{**STEPS, "val": True})
+    callbacks = {
+        "on_train_start": trainers.append,
+        "on_train_batch_end": lambda trainer: in_training.append(trainer.xpu.targets),
+        "on_val_batch_end": lambda validator: in_validation.append(trainers[0].xpu.targets),
+    }
+    train(callbacks=callbacks, **{**STEPS, "val": True})
     assert in_training
     assert all(targets is not None for targets in in_training)
     assert in_validation

@@ -14,7 +14,6 @@ from yolo_xpu_trainer import devices
 
 from ..conftest import Train
 
-
 Switched = Callable[..., list[Any]]
 
 
