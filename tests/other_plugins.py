@@ -32,9 +32,6 @@ def module(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) 
     return EntryPoint(name=name, value=name, group=GROUP)
 
 
-# By entry point
-
-
 GOOD = """
 from yolo_xpu_trainer import hookimpl
 from yolo_xpu_trainer.run import Precision

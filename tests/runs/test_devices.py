@@ -48,9 +48,6 @@ def test_a_whole_run_stays_on_the_second_xpu(train: Train, how: str) -> None:
     assert torch.xpu.max_memory_allocated(0) == torch.xpu.memory_allocated(0)
 
 
-# No XPU, and none asked for by name
-
-
 @no_xpu
 @pytest.mark.parametrize("asked", [None, ""], ids=repr)
 def test_with_no_xpu_and_nothing_asked_one_warning_says_why_and_the_cpu_trains(

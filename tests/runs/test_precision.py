@@ -36,9 +36,6 @@ def test_an_fp16_run_trains_where_there_is_no_float64(xpu: torch.device, data: T
     assert done.float64_kernels == {}
 
 
-# In a run
-
-
 class StopHere(Exception):  # noqa: N818 - nothing is wrong
     """Ends a run once what matters was seen."""
 

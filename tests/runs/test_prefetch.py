@@ -6,7 +6,6 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +15,15 @@ from ultralytics import YOLO
 from ultralytics.data.build import InfiniteDataLoader
 
 import xpu_simulator
-from yolo_xpu_trainer import XPUDetectionTrainer, hookimpl, trainers
+from yolo_xpu_trainer import XPUDetectionTrainer, hookimpl
 from yolo_xpu_trainer.policies.prefetch import Prefetcher
 from yolo_xpu_trainer.run import Targets
 
-from ..conftest import TrainingData
+from ..conftest import Train
 from ..other_plugins import registered
+from ..training import trainer_of
 
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
-MODELS = {
-    "detect": ("yolo11n.yaml", "XPUDetectionTrainer"),
-    "segment": ("yolo11n-seg.yaml", "XPUSegmentationTrainer"),
-    "classify": ("yolo11n-cls.yaml", "XPUClassificationTrainer"),
-}
 
 
 @dataclass
@@ -50,18 +45,17 @@ class Seen:
     trainer: Any = None
 
 
-Train = Callable[..., Seen]
+Watch = Callable[..., Seen]
 
 
 @pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
+def watch(train: Train) -> Watch:
     """Return a function that trains and tells what it saw; it takes what to call at which event."""
 
     def run(task: str = "detect", callbacks: dict[str, Any] | None = None, look: bool = True, **more: Any) -> Seen:
-        model_file, name = MODELS[task]
-        seen = Seen()
+        seen, given = Seen(), callbacks or {}
 
-        class WatchingTrainer(getattr(trainers, name)):  # type: ignore[misc]
+        class WatchingTrainer(trainer_of(task)):  # type: ignore[misc]
             def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
                 seen.came_on.append(batch["img"].device.type)
                 if look:
@@ -71,13 +65,11 @@ def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
         def note(trainer: Any) -> None:
             seen.losses.append(trainer.loss.item())
             seen.targets.append(trainer.xpu.targets)
+            if "on_train_batch_end" in given:
+                given["on_train_batch_end"](trainer)
 
-        model = YOLO(model_file)
-        model.add_callback("on_train_batch_end", note)
-        for event, callback in (callbacks or {}).items():
-            model.add_callback(event, callback)
-        model.train(trainer=WatchingTrainer, data=data(task), project=str(tmp_path), **{**SMALL, **more})
-        seen.trainer = model.trainer
+        noting = {**given, "on_train_batch_end": note}
+        seen.trainer = train(task, trainer=WatchingTrainer, callbacks=noting, **{**SMALL, **more})
         return seen
 
     return run
@@ -114,11 +106,11 @@ def images_on_the_device() -> int:
 
 
 @pytest.mark.parametrize(("task", "depth"), [("detect", 1), ("detect", 3), ("segment", 1), ("classify", 1)])
-def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(train: Train, task: str, depth: int) -> None:
+def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(watch: Watch, task: str, depth: int) -> None:
     given = {"epochs": 3, "close_mosaic": 1, "multi_scale": 0.5}
-    plain = train(task, xpu_prefetch=0, **given)
+    plain = watch(task, xpu_prefetch=0, **given)
     with xpu_simulator.asynchronous():
-        ahead = train(task, xpu_prefetch=depth, **given)
+        ahead = watch(task, xpu_prefetch=depth, **given)
     assert set(plain.came_on) == {"cpu"}
     assert set(ahead.came_on) == {"xpu"}
     assert len(plain.batches) == 3 * len(plain.trainer.train_loader)
@@ -129,7 +121,7 @@ def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(train: T
 
 
 @pytest.mark.parametrize("non_blocking", [True, False])
-def test_a_step_waits_no_more_often_and_copies_its_batch_twice(train: Train, non_blocking: bool) -> None:
+def test_a_step_waits_no_more_often_and_copies_its_batch_twice(watch: Watch, non_blocking: bool) -> None:
     def second_epoch(depth: int) -> Any:
         counting = xpu_simulator.count()
         counted: list[Any] = []
@@ -144,7 +136,7 @@ def test_a_step_waits_no_more_often_and_copies_its_batch_twice(train: Train, non
 
         callbacks = {"on_train_epoch_start": start, "on_train_epoch_end": end}
         given = {"xpu_non_blocking": non_blocking, "xpu_log_every": 1e9, "imgsz": 160}
-        train("detect", callbacks, look=False, xpu_prefetch=depth, **given)
+        watch("detect", callbacks, look=False, xpu_prefetch=depth, **given)
         return counted[0]
 
     plain, ahead = second_epoch(0), second_epoch(1)
@@ -154,13 +146,13 @@ def test_a_step_waits_no_more_often_and_copies_its_batch_twice(train: Train, non
     assert ahead.launches == plain.launches
 
 
-def test_a_run_needs_memory_for_one_more_batch_of_images(train: Train) -> None:
+def test_a_run_needs_memory_for_one_more_batch_of_images(watch: Watch) -> None:
     peaks: dict[int, int] = {}
     for depth in (0, 1, 2):
         gc.collect()  # trainers of tests before
         torch.xpu.reset_peak_memory_stats()
         before = torch.xpu.memory_stats()["requested_bytes.all.current"]
-        train(look=False, xpu_prefetch=depth, imgsz=160, epochs=3, xpu_channels_last=False)  # which holds a batch twice
+        watch(look=False, xpu_prefetch=depth, imgsz=160, epochs=3, xpu_channels_last=False)  # which holds a batch twice
         peaks[depth] = torch.xpu.memory_stats()["requested_bytes.all.peak"] - before  # without the allocator's rounding
     image, labels = 2 * 3 * 160 * 160, 4096
     assert peaks[0] < peaks[1] <= peaks[0] + image + labels
@@ -170,14 +162,14 @@ def test_a_run_needs_memory_for_one_more_batch_of_images(train: Train) -> None:
 # Where it stops
 
 
-def test_nothing_is_held_between_epochs(train: Train) -> None:
+def test_nothing_is_held_between_epochs(watch: Watch) -> None:
     held: list[int] = []
-    train(callbacks={"on_train_epoch_end": lambda trainer: held.append(images_on_the_device())}, look=False)
+    watch(callbacks={"on_train_epoch_end": lambda trainer: held.append(images_on_the_device())}, look=False)
     assert held == [0, 0]
 
 
 @pytest.mark.parametrize("reason", ["a callback", "a time limit"])
-def test_an_epoch_that_is_left_early_lets_go_of_its_batches(train: Train, reason: str) -> None:
+def test_an_epoch_that_is_left_early_lets_go_of_its_batches(watch: Watch, reason: str) -> None:
     held: dict[str, int] = {}
 
     def stop(trainer: Any) -> None:
@@ -191,14 +183,14 @@ def test_an_epoch_that_is_left_early_lets_go_of_its_batches(train: Train, reason
         held.setdefault("in validation", images_on_the_device())
 
     callbacks = {"on_train_batch_end": stop, "on_val_start": look}
-    seen = train(callbacks=callbacks, look=False, xpu_prefetch=2, nbs=2, warmup_epochs=0)
+    seen = watch(callbacks=callbacks, look=False, xpu_prefetch=2, nbs=2, warmup_epochs=0)
     assert len(seen.losses) == (1 if reason == "a callback" else 2 - 1)
     assert held == {"in the epoch": 2, "in validation": 0}
     assert seen.trainer.last.exists()
 
 
 def test_a_run_that_halves_its_batch_lets_go_of_the_old_ones_and_goes_on_as_without_looking_ahead(
-    train: Train,
+    watch: Watch,
 ) -> None:
     def run(depth: int) -> tuple[Seen, list[int]]:
         held: list[int] = []
@@ -218,7 +210,7 @@ def test_a_run_that_halves_its_batch_lets_go_of_the_old_ones_and_goes_on_as_with
                     rebuild(trainer)
 
         with registered(Plugin()):
-            return train(callbacks={"on_train_batch_start": order}, batch=4, xpu_prefetch=depth), held
+            return watch(callbacks={"on_train_batch_start": order}, batch=4, xpu_prefetch=depth), held
 
     (plain, _), (ahead, held) = run(0), run(1)
     assert ahead.trainer.batch_size == 2
@@ -227,7 +219,7 @@ def test_a_run_that_halves_its_batch_lets_go_of_the_old_ones_and_goes_on_as_with
     assert ahead.losses == plain.losses
 
 
-def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train, log: list[logging.LogRecord]) -> None:
+def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(watch: Watch, log: list[logging.LogRecord]) -> None:
     class Plugin:
         moves = 0
 
@@ -237,9 +229,9 @@ def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train
             if self.moves == 3:
                 raise torch.OutOfMemoryError("XPU out of memory. Tried to allocate 20.00 MiB.")
 
-    plain = train(xpu_prefetch=0)
+    plain = watch(xpu_prefetch=0)
     with registered(Plugin()):
-        ahead = train()
+        ahead = watch()
     assert ahead.came_on == ["xpu"] * 2 + ["cpu"] * 6
     assert ahead.losses == plain.losses
     assert ahead.targets == plain.targets
@@ -250,26 +242,26 @@ def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train
 # What it stands down for
 
 
-def test_loaders_that_it_has_no_business_with_stay_as_they_are(train: Train) -> None:
-    seen = train(epochs=1)
+def test_loaders_that_it_has_no_business_with_stay_as_they_are(watch: Watch) -> None:
+    seen = watch(epochs=1)
     assert type(seen.trainer.train_loader) is Prefetcher
     assert type(seen.trainer.test_loader) is InfiniteDataLoader
     for off in ({"xpu_prefetch": 0}, {"workers": 0}):
-        seen = train(epochs=1, **off)
+        seen = watch(epochs=1, **off)
         assert type(seen.trainer.train_loader) is InfiniteDataLoader
         assert set(seen.came_on) == {"cpu"}
 
 
-def test_torch_2_5_can_not_keep_memory_for_another_stream(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_2_5_can_not_keep_memory_for_another_stream(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: torch.Tensor, stream: Any) -> None:
         raise NotImplementedError("Could not run 'aten::record_stream' with arguments from the 'XPU' backend.")
 
     monkeypatch.setattr(torch.Tensor, "record_stream", missing)
-    assert type(train(epochs=1).trainer.train_loader) is InfiniteDataLoader
+    assert type(watch(epochs=1).trainer.train_loader) is InfiniteDataLoader
 
 
-def test_its_attributes_are_the_loaders(train: Train) -> None:
-    loader = train(epochs=1).trainer.train_loader
+def test_its_attributes_are_the_loaders(watch: Watch) -> None:
+    loader = watch(epochs=1).trainer.train_loader
     inner = loader.__wrapped__
     assert isinstance(loader, InfiniteDataLoader)
     assert isinstance(loader, DataLoader)
@@ -292,7 +284,7 @@ def test_its_attributes_are_the_loaders(train: Train) -> None:
 # Beside other plugins
 
 
-def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(train: Train) -> None:
+def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(watch: Watch) -> None:
     from yolo_xpu_trainer.policies import dataloader
 
     streams: set[Any] = set()
@@ -310,14 +302,14 @@ def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(tr
             return {**dataloader.xpu_move_batch(trainer, batch), "nested": [{"here": torch.ones(1).to(trainer.device)}]}
 
     with registered(Plugin()):
-        seen = train()
+        seen = watch()
     assert seen.trainer.train_loader.__wrapped__.theirs
     assert torch.xpu.current_stream() not in streams
     assert len(streams) == 1
     assert all(batch["nested"][0]["here"].item() == 1 for batch in seen.batches)
 
 
-def test_targets_that_were_exchanged_are_not_taken_for_those_that_were_counted(train: Train) -> None:
+def test_targets_that_were_exchanged_are_not_taken_for_those_that_were_counted(watch: Watch) -> None:
     class ExchangingTrainer(XPUDetectionTrainer):
         def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
             batch["batch_idx"] = torch.zeros_like(batch["batch_idx"])
@@ -327,7 +319,7 @@ def test_targets_that_were_exchanged_are_not_taken_for_those_that_were_counted(t
             return batch
 
     targets: list[Targets | None] = []
-    seen = train(epochs=1)
+    seen = watch(epochs=1)
     arguments = {name: getattr(seen.trainer.args, name) for name in ("data", "project")}
     YOLO("yolo11n.yaml").train(trainer=ExchangingTrainer, **{**SMALL, **arguments, "epochs": 1})
     assert targets == [None] * 4

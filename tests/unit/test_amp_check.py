@@ -23,9 +23,6 @@ arc_a770 = pytest.mark.xpu_profile("arc-a770")
 INF, NAN = float("inf"), float("nan")
 
 
-# The check
-
-
 @pytest.fixture
 def run(xpu: torch.device) -> Callable[..., Run]:
     """Return a function that makes a run of some precision."""

@@ -312,6 +312,9 @@ def test_a_stock_build_is_recognised_in_a_process_of_its_own() -> None:
     assert "is built without XPU support" in done.stdout
 
 
+# No XPU, and none asked for by name
+
+
 def test_a_wrong_build_and_nothing_asked_is_one_warning_with_the_right_wheel(
     build: Build, wrong_build: None, log: list[logging.LogRecord]
 ) -> None:

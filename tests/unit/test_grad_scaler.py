@@ -20,9 +20,6 @@ INF, NAN = float("inf"), float("nan")
 Make = Callable[..., torch.amp.GradScaler]
 
 
-# The scaler
-
-
 def learn(device: str, make: Make, *, gradients: tuple[float, ...], **options: Any) -> list[dict[str, Any]]:
     """Take a step for each factor on the loss; return state, weights and gradients after each."""
     torch.manual_seed(0)

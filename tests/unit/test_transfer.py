@@ -26,9 +26,6 @@ def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Non
                 assert a[key] == b[key]
 
 
-# Packing
-
-
 def small_tensors() -> dict[str, Any]:
     return {
         "img": torch.zeros(1, 3, 300, 300, dtype=torch.uint8),
