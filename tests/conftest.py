@@ -8,7 +8,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,9 @@ os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads contend with the data loader's
 os.environ.setdefault("TORCH_DISABLE_NATIVE_JIT", "1")  # PyTorch's Triton kernels need a driver
+
+Train = Callable[..., Any]
+"""Trains a tiny model and returns its trainer: the fixture of `runs/conftest.py`."""
 
 TrainingData = Callable[[str], str]
 """Returns what Ultralytics takes as `data`, by task."""
@@ -90,3 +95,19 @@ def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(Figure, "savefig", lambda self, file, *args, **kwargs: Path(file).touch())
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+    """A list of further entry points, which a fresh plugin manager finds before the built-in ones."""
+    from yolo_xpu_trainer import plugins
+
+    more: list[EntryPoint] = []
+
+    def found(*, group: str) -> list[EntryPoint]:
+        return [*(entry for entry in more if entry.group == group), *entry_points(group=group)]
+
+    monkeypatch.setattr(plugins, "entry_points", found)
+    plugins.manager.cache_clear()
+    yield more
+    plugins.manager.cache_clear()

@@ -43,7 +43,7 @@ def run(case: Case, data: str, directory: Path, timed: bool) -> tuple[Any, Any]:
     Returns:
         What each did.
     """
-    from ..runs.test_loss_syncs import plain_ultralytics
+    from ..training import plain_ultralytics
     from .counting import train
 
     shared = {"optimizer": case.optimizer, "project": str(directory), "name": "run"}

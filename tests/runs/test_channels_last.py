@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ..conftest import TrainingData
-
-STEPS = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "xpu:0"}
+from ..conftest import Train, TrainingData
 
 
 def in_channels_last(tensor: torch.Tensor) -> bool:
@@ -23,16 +21,10 @@ def spatial(tensors: Any) -> list[torch.Tensor]:
     return [t for t in tensors if t.dim() == 4 and t.shape[1] > 1 and t.shape[2] > 1]
 
 
-def look(data: str, event: str, see: Any, resume: str | None = None, **arguments: Any) -> Any:
-    from ultralytics import YOLO
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
-    model = YOLO(resume or "yolo11n.yaml")
+def look(train: Train, event: str, see: Any, **arguments: Any) -> Any:
+    """Train without validating, and return what was seen at an event the first time."""
     seen: list[Any] = []
-    model.add_callback(event, lambda trainer: seen.append(see(trainer)))
-    settings = {"resume": True, "device": "xpu:0"} if resume else {**STEPS, "data": data}
-    model.train(trainer=XPUDetectionTrainer, **{**settings, **arguments})
+    train(callbacks={event: lambda trainer: seen.append(see(trainer))}, **{"imgsz": 64, "val": False, **arguments})
     return seen[0]
 
 
@@ -47,22 +39,21 @@ def look(data: str, event: str, see: Any, resume: str | None = None, **arguments
     ids=str,
 )
 def test_model_average_and_optimizer_are_laid_out_as_asked(
-    xpu: Any, data: TrainingData, log: list[logging.LogRecord], arguments: dict[str, bool], expected: bool
+    xpu: Any, train: Train, log: list[logging.LogRecord], arguments: dict[str, bool], expected: bool
 ) -> None:
     def layouts(trainer: Any) -> set[bool]:
         state = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
         tensors = [*trainer.model.parameters(), *trainer.ema.ema.parameters(), *state]
         return {in_channels_last(tensor) for tensor in spatial(tensors)}
 
-    assert look(data("detect"), "on_train_epoch_end", layouts, optimizer="SGD", **arguments) == {expected}
+    assert look(train, "on_train_epoch_end", layouts, optimizer="SGD", **arguments) == {expected}
     said = [record.getMessage() for record in log]
     assert any(("channels_last memory format" if expected else "NCHW memory format") in text for text in said)
     assert not any("only supported on CUDA" in text for text in said)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, data: TrainingData, channels_last: bool) -> None:
-    from ultralytics import YOLO
+def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, train: Train, channels_last: bool) -> None:
 
     from yolo_xpu_trainer import XPUDetectionTrainer
 
@@ -74,15 +65,13 @@ def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, data: TrainingData, 
             seen.add((in_channels_last(done["img"]), done["img"].dtype))
             return done
 
-    YOLO("yolo11n.yaml").train(
-        trainer=Looking, data=data("detect"), xpu_channels_last=channels_last, multi_scale=0.5, **STEPS
-    )
+    train(trainer=Looking, imgsz=64, val=False, xpu_channels_last=channels_last, multi_scale=0.5)
     assert seen == {(channels_last, torch.float32)}
 
 
 @pytest.mark.parametrize("host_save", [True, False])
 def test_a_checkpoint_is_laid_out_as_ultralytics_does_and_resumes_in_channels_last(
-    xpu: Any, data: TrainingData, host_save: bool
+    xpu: Any, train: Train, host_save: bool
 ) -> None:
     class StopError(Exception):
         pass
@@ -104,8 +93,8 @@ def test_a_checkpoint_is_laid_out_as_ultralytics_does_and_resumes_in_channels_la
 
     saved: list[str] = []
     with pytest.raises(StopError):
-        look(data("detect"), "on_model_save", stop, epochs=2, optimizer="AdamW", xpu_host_save=host_save)
-    look("", "on_train_start", resumed, resume=saved[0])
+        look(train, "on_model_save", stop, epochs=2, optimizer="AdamW", xpu_host_save=host_save)
+    look(train, "on_train_start", resumed, model=saved[0], resume=True)
 
 
 @pytest.mark.parametrize("mode", ["predict", "val"])
@@ -140,7 +129,7 @@ def test_prediction_and_validation_work_in_channels_last(
 
 
 def test_an_optimizer_that_cant_makes_the_run_go_on_in_nchw(
-    xpu: Any, data: TrainingData, log: list[logging.LogRecord], monkeypatch: Any
+    xpu: Any, train: Train, log: list[logging.LogRecord], monkeypatch: Any
 ) -> None:
     from ultralytics.optim import muon
 
@@ -154,5 +143,5 @@ def test_an_optimizer_that_cant_makes_the_run_go_on_in_nchw(
             return {in_channels_last(w) for w in spatial([*trainer.model.parameters(), *trainer.ema.ema.parameters()])}
 
         patch.setattr(muon, "muon_update", flattens)
-        assert look(data("detect"), "on_pretrain_routine_end", layouts, optimizer="MuSGD") == {False}
+        assert look(train, "on_pretrain_routine_end", layouts, optimizer="MuSGD") == {False}
     assert any("MuSGD can't work in channels_last" in record.getMessage() for record in log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +15,11 @@ import torch
 from ultralytics import YOLO
 from ultralytics.utils import torch_utils
 
-from yolo_xpu_trainer import XPUDetectionTrainer
 from yolo_xpu_trainer.errors import Problem
 from yolo_xpu_trainer.policies import compile as compiling
 from yolo_xpu_trainer.policies.compile import problem, trial, xpu_around_run
 
-from ..conftest import TrainingData
+from ..conftest import Train, TrainingData
 
 CPU = torch.device("cpu")
 
@@ -34,18 +33,6 @@ def _anew() -> Iterator[None]:
     problem.cache_clear()
     yield
     problem.cache_clear()
-
-
-@pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Callable[..., Any]:
-    def run(**more: Any) -> Any:
-        model = YOLO("yolo11n.yaml")
-        small = {"epochs": 1, "imgsz": 32, "batch": 4, "workers": 0, "plots": False, "amp": False}
-        given = {"data": data("detect"), "project": str(tmp_path), "trainer": XPUDetectionTrainer, **small}
-        model.train(**{**given, **more})
-        return model.trainer
-
-    return run
 
 
 @pytest.fixture
@@ -64,9 +51,7 @@ def said(log: list[logging.LogRecord]) -> list[str]:
 # A run
 
 
-def test_a_run_that_can_not_compile_says_why_once_and_goes_on(
-    train: Callable[..., Any], log: list[logging.LogRecord]
-) -> None:
+def test_a_run_that_can_not_compile_says_why_once_and_goes_on(train: Train, log: list[logging.LogRecord]) -> None:
     trainer = train(compile="max-autotune-no-cudagraphs")
     (warning,) = said(log)
     assert "compile='max-autotune-no-cudagraphs' is ignored" in warning
@@ -78,7 +63,7 @@ def test_a_run_that_can_not_compile_says_why_once_and_goes_on(
 
 
 def test_a_run_that_can_compile_is_compiled_by_ultralytics(
-    train: Callable[..., Any], compiled: list[str], log: list[logging.LogRecord]
+    train: Train, compiled: list[str], log: list[logging.LogRecord]
 ) -> None:
     trainer = train(compile=True, val=False)
     assert compiled == ["default"]
@@ -86,7 +71,7 @@ def test_a_run_that_can_compile_is_compiled_by_ultralytics(
     assert not [text for text in said(log) if "XPU" in text]
 
 
-def test_nothing_is_tried_where_nobody_asked(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_tried_where_nobody_asked(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "problem", lambda index: pytest.fail("it was tried"))
     train(val=False)
     torch_utils.attempt_compile(torch.nn.Identity(), device=CPU, mode=False)

@@ -16,7 +16,7 @@ import torch
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer
 
-from ..conftest import TrainingData
+from ..conftest import Train, TrainingData
 
 SCRIPT = """
 import json
@@ -82,7 +82,7 @@ Watch = Callable[..., tuple[list[bool], "xpu_simulator.Counts"]]
 
 
 @pytest.fixture
-def watch(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Watch:
+def watch(train: Train) -> Watch:
     """Return a function that trains two batches; it tells whether they were pinned, and how they were copied."""
 
     def run(**options: bool) -> tuple[list[bool], xpu_simulator.Counts]:
@@ -98,9 +98,7 @@ def watch(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Watch:
                     copies.h2d[kind] = copies.h2d.get(kind, 0) + n
                 return batch
 
-        given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "batch": 4, "epochs": 1, "workers": 0}
-        trainer = Watching(overrides={**given, "plots": False, "val": False, "project": str(tmp_path), **options})
-        trainer.train()
+        train(trainer=Watching, val=False, **options)
         return pinned, copies
 
     return run
@@ -135,27 +133,17 @@ def test_both_can_be_switched_off(watch: Watch) -> None:
     assert kinds(copies) == {("pageable", "blocking")}
 
 
-def test_validation_batches_are_pinned_as_training_batches_are(
-    xpu: torch.device, data: TrainingData, tmp_path: Path
-) -> None:
+def test_validation_batches_are_pinned_as_training_batches_are(train: Train) -> None:
     loaders: dict[bool, list[bool]] = {}
     for pin in (True, False):
-        given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "workers": 0, "project": str(tmp_path)}
-        trainer = XPUDetectionTrainer(overrides={**given, "plots": False, "epochs": 1, "xpu_pin_memory": pin})
-        trainer.train()
+        trainer = train(xpu_pin_memory=pin)
         loaders[pin] = [trainer.train_loader.pin_memory, trainer.test_loader.pin_memory]
     assert loaders == {True: [True, True], False: [False, False]}
 
 
-def test_a_run_on_the_cpu_keeps_upstreams_loader(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
-    given = {"model": "yolo11n.yaml", "data": data("detect"), "imgsz": 32, "plots": False, "project": str(tmp_path)}
-    trainer = XPUDetectionTrainer(overrides={**given, "device": "cpu", "epochs": 1})
-    pinned = []
-    trainer.add_callback("on_train_start", lambda trainer: pinned.append(trainer.train_loader.pin_memory))
-    trainer.train()
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    plain = DetectionTrainer(overrides={**given, "device": "cpu", "epochs": 1})
-    plain.add_callback("on_train_start", lambda trainer: pinned.append(trainer.train_loader.pin_memory))
-    plain.train()
+def test_a_run_on_the_cpu_keeps_upstreams_loader(train: Train) -> None:
+    pinned: list[bool] = []
+    note = {"on_train_start": lambda trainer: pinned.append(trainer.train_loader.pin_memory)}
+    for plain in (False, True):
+        train(plain=plain, device="cpu", callbacks=note)
     assert pinned[0] == pinned[1]

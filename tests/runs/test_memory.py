@@ -18,26 +18,10 @@ from yolo_xpu_trainer.patches import applied
 from yolo_xpu_trainer.policies.autobatch import autobatch
 from yolo_xpu_trainer.run import Precision, Run
 
-from ..conftest import TrainingData
+from ..conftest import Train, TrainingData
 from ..options import options
 
-Train = Callable[..., Any]
 laptop = pytest.mark.xpu_profile("core-ultra-155h")
-
-
-@pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
-    """Return a function that trains; it takes what to call at which event."""
-
-    def run(callbacks: dict[str, Callable[[Any], None]] | None = None, **more: Any) -> Any:
-        model = YOLO("yolo11n.yaml")
-        for event, callback in (callbacks or {}).items():
-            model.add_callback(event, callback)
-        given = {"data": data("detect"), "epochs": 1, "imgsz": 32, "batch": 2, "plots": False, "project": str(tmp_path)}
-        model.train(trainer=XPUDetectionTrainer, **{**given, **more})
-        return model.trainer
-
-    return run
 
 
 @pytest.fixture
@@ -63,7 +47,7 @@ def test_the_progress_line_shows_the_memory_in_use(
     train: Train, profile: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[float] = []
-    train({"on_train_batch_end": lambda trainer: seen.append(trainer._get_memory())}, val=False)
+    train(callbacks={"on_train_batch_end": lambda trainer: seen.append(trainer._get_memory())}, batch=2, val=False)
     assert len(seen) == 4
     assert all(figure > 0 for figure in seen)
     shown = {float(text) for text in re.findall(r"1/1\s+([0-9.]+)G", capsys.readouterr().out)}
@@ -115,7 +99,7 @@ def test_the_cache_is_not_emptied_step_by_step(train: Train, clearings: list[str
         return lambda trainer: clearings.__setitem__(-1, phase)
 
     events = {"on_train_epoch_start": enter("an epoch"), "on_train_epoch_end": enter("between epochs")}
-    train(events, epochs=2)
+    train(callbacks=events, epochs=2, batch=2)
     clearings.pop()
     assert "cleared in an epoch" not in clearings
     assert len(clearings) <= 2  # at the end of the run, and after AutoBatch

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ..conftest import TrainingData
-from .test_loss_syncs import plain_ultralytics
+from ..training import plain_ultralytics
 
 MODELS = {"detect": "yolo11n", "segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb"}
 

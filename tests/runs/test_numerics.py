@@ -19,7 +19,6 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import downloads
 
-from xpu_simulator import counters
 from yolo_xpu_trainer import XPUDetectionTrainer, devices
 from yolo_xpu_trainer.patches import applied
 from yolo_xpu_trainer.policies import amp_check, coordinates, grad_scaler
@@ -185,90 +184,6 @@ def test_fp16_is_scaled_as_by_torchs_own_scaler(xpu: torch.device, digits_data: 
     assert len({losses["loss"] for losses in ours.losses}) == 8
     assert ours.losses == torchs.losses
     assert all(torch.equal(v, torchs.weights[k]) for k, v in ours.weights.items())
-
-
-# Which precision is used where
-
-
-@dataclass
-class Precisions:
-    """The dtypes that the model's first convolution gave, by phase: "train", "val" and "final"."""
-
-    phase: str = "before"
-    seen: dict[str, set[torch.dtype]] = field(default_factory=dict)
-    scaled: bool = False
-
-    def watch(self, trainer: Any) -> None:
-        """Note what a trainer's phases are."""
-
-        def enter(phase: str) -> None:
-            self.phase = phase
-
-        def start(trainer: Any) -> None:
-            self.scaled = trainer.scaler.is_enabled()
-
-        trainer.add_callback("on_train_start", start)
-        trainer.add_callback("on_train_batch_start", lambda t: enter("train"))
-        trainer.add_callback("on_val_start", lambda v: enter("val" if v.training else "final"))
-        trainer.add_callback("on_val_end", lambda v: enter("between"))
-
-    def note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Note the dtype of a first convolution's output."""
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            self.seen.setdefault(self.phase, set()).add(output.dtype)
-
-
-_PRECISIONS = [
-    ("arc-b580", True, torch.bfloat16),
-    ("arc-b580", False, torch.float32),
-    ("arc-b580", "fp32", torch.float32),
-    ("arc-b580", "fp16", torch.float16),
-    ("arc-b580", "bf16", torch.bfloat16),
-    ("arc-a770", True, torch.bfloat16),
-    ("arc-a770", "fp16", torch.float16),
-    ("core-ultra-155h", True, torch.float16),
-    ("core-ultra-155h", "bf16", torch.bfloat16),
-]
-
-
-@pytest.mark.usefixtures("xpu")
-@pytest.mark.parametrize(
-    ("requested", "dtype"),
-    [
-        pytest.param(requested, dtype, marks=pytest.mark.xpu_profile(profile), id=f"{profile}-{requested}")
-        for profile, requested, dtype in _PRECISIONS
-    ],
-)
-def test_training_and_both_validations_run_in_the_precision_asked_for(
-    requested: bool | str, dtype: torch.dtype, data: TrainingData, tmp_path: Path
-) -> None:
-    precisions = Precisions()
-    trainer = XPUDetectionTrainer(
-        overrides={
-            "model": "yolo11n.yaml",
-            "data": data("detect"),
-            "device": "xpu",
-            "amp": requested,
-            "epochs": 1,
-            "imgsz": 64,
-            "batch": 4,
-            "workers": 0,
-            "plots": False,
-            "project": str(tmp_path),
-        }
-    )
-    precisions.watch(trainer)
-    handle = nn.modules.module.register_module_forward_hook(precisions.note)
-    try:
-        trainer.train()
-    finally:
-        handle.remove()
-    phases = {phase: precisions.seen[phase] for phase in ("train", "val", "final")}
-    assert phases == {"train": {dtype}, "val": {dtype}, "final": {dtype}}
-    assert precisions.scaled == (dtype == torch.float16)
-    assert all(map(math.isfinite, trainer.metrics.values()))
-    if not trainer.xpu.device.has_fp64:
-        assert not counters.read().float64_kernels
 
 
 def _random_states(device: torch.device) -> list[Any]:

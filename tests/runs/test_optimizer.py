@@ -8,35 +8,33 @@ from typing import Any
 import pytest
 import torch
 
-from ..conftest import TrainingData
+from ..conftest import Train
 from .test_channels_last import look
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("AdamW", True), ("Adam", True), ("SGD", True), ("MuSGD", None), ("RMSProp", None)]
 )
-def test_every_group_is_fused_where_there_is_a_kernel(
-    xpu: Any, data: TrainingData, name: str, expected: bool | None
-) -> None:
+def test_every_group_is_fused_where_there_is_a_kernel(xpu: Any, train: Train, name: str, expected: bool | None) -> None:
     def groups(trainer: Any) -> tuple[set[Any], set[str], bool]:
         found = trainer.optimizer.param_groups
         same = trainer.scheduler.optimizer is trainer.optimizer
         return {group.get("fused") for group in found}, {group["param_group"] for group in found}, same
 
-    fused, names, same = look(data("detect"), "on_train_epoch_end", groups, optimizer=name)
+    fused, names, same = look(train, "on_train_epoch_end", groups, optimizer=name)
     assert fused == {expected}
     assert names >= {"weight", "bn", "bias"}
     assert same
 
 
-def test_the_switch_leaves_ultralytics_optimizer(xpu: Any, data: TrainingData) -> None:
+def test_the_switch_leaves_ultralytics_optimizer(xpu: Any, train: Train) -> None:
     def groups(trainer: Any) -> set[Any]:
         return {group["fused"] for group in trainer.optimizer.param_groups}
 
-    assert look(data("detect"), "on_train_epoch_end", groups, optimizer="AdamW", xpu_fused_optimizer=False) == {None}
+    assert look(train, "on_train_epoch_end", groups, optimizer="AdamW", xpu_fused_optimizer=False) == {None}
 
 
-def test_a_kernel_that_computes_something_else_is_not_used(xpu: Any, data: TrainingData, monkeypatch: Any) -> None:
+def test_a_kernel_that_computes_something_else_is_not_used(xpu: Any, train: Train, monkeypatch: Any) -> None:
     from yolo_xpu_trainer.policies import optimizer
 
     assert optimizer.fused_agrees.__wrapped__(torch.optim.AdamW, xpu)
@@ -71,7 +69,7 @@ def test_gradients_of_another_layout_end_the_fusing_before_the_first_step(
     assert any("another memory layout" in record.getMessage() for record in log)
 
 
-def test_an_overflow_skips_the_step_without_a_wait(xpu: Any, data: TrainingData) -> None:
+def test_an_overflow_skips_the_step_without_a_wait(xpu: Any, train: Train) -> None:
     import xpu_simulator
 
     def step(trainer: Any) -> tuple[bool, int]:
@@ -84,4 +82,4 @@ def test_an_overflow_skips_the_step_without_a_wait(xpu: Any, data: TrainingData)
             trainer.optimizer_step()
         return all(torch.equal(a, b) for a, b in zip(before, weights, strict=True)), sum(counts.syncs.values())
 
-    assert look(data("detect"), "on_train_start", step, optimizer="AdamW", amp="fp16") == (True, 0)
+    assert look(train, "on_train_start", step, optimizer="AdamW", amp="fp16") == (True, 0)

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from ultralytics import YOLO
 from ultralytics.data.build import InfiniteDataLoader
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, devices, hookimpl, plugins, trainers
+from yolo_xpu_trainer import XPUDetectionTrainer, hookimpl
 from yolo_xpu_trainer.batches import AheadBatch
-from yolo_xpu_trainer.errors import OptionValueError
 from yolo_xpu_trainer.policies import loss_syncs
 from yolo_xpu_trainer.policies.loss_syncs import LabelCounts
-from yolo_xpu_trainer.policies.prefetch import PREFETCH, LookAhead
-from yolo_xpu_trainer.run import Precision, Run
-from yolo_xpu_trainer.transfer import to_device
 
-from ..conftest import TrainingData
-from ..options import options
+from ..conftest import Train
+from ..other_plugins import registered
 
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
-MODELS = {
-    "detect": ("yolo11n.yaml", "XPUDetectionTrainer"),
-    "segment": ("yolo11n-seg.yaml", "XPUSegmentationTrainer"),
-    "classify": ("yolo11n-cls.yaml", "XPUClassificationTrainer"),
-}
 
 
 @dataclass
@@ -56,19 +43,18 @@ class Seen:
     trainer: Any = None
 
 
-Train = Callable[..., Seen]
+Watch = Callable[..., Seen]
 
 
 @pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def watch(train: Train, monkeypatch: pytest.MonkeyPatch) -> Watch:
     """Return a function that trains and tells what it saw; it takes what to call at which event."""
     arrived: list[None] = []
     arrive = AheadBatch.arrive
     monkeypatch.setattr(AheadBatch, "arrive", lambda self: (arrived.append(None), arrive(self))[1])
 
     def run(task: str = "detect", callbacks: dict[str, Any] | None = None, look: bool = True, **more: Any) -> Seen:
-        model_file, name = MODELS[task]
-        seen = Seen()
+        seen, given = Seen(), callbacks or {}
 
         class Watcher:
             @hookimpl
@@ -80,14 +66,13 @@ def train(xpu: torch.device, data: TrainingData, tmp_path: Path, monkeypatch: py
                 if look:
                     seen.batches.append({k: on_host(v) for k, v in batch.items()})
 
-        model = YOLO(model_file)
-        model.add_callback("on_train_batch_end", lambda trainer: seen.losses.append(trainer.loss.item()))
-        for event, callback in (callbacks or {}).items():
-            model.add_callback(event, callback)
-        arguments = {"data": data(task), "project": str(tmp_path), **SMALL, **more}
+        def note(trainer: Any) -> None:
+            seen.losses.append(trainer.loss.item())
+            if "on_train_batch_end" in given:
+                given["on_train_batch_end"](trainer)
+
         with registered(Watcher()):
-            model.train(trainer=getattr(trainers, name), **arguments)
-        seen.trainer = model.trainer
+            seen.trainer = train(task, callbacks={**given, "on_train_batch_end": note}, **{**SMALL, **more})
         return seen
 
     return run
@@ -124,11 +109,11 @@ def images_on_the_device() -> int:
 
 
 @pytest.mark.parametrize(("task", "depth"), [("detect", 1), ("detect", 3), ("segment", 1), ("classify", 1)])
-def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(train: Train, task: str, depth: int) -> None:
+def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(watch: Watch, task: str, depth: int) -> None:
     given = {"epochs": 3, "close_mosaic": 1, "multi_scale": 0.5}
-    plain = train(task, xpu_prefetch=0, **given)
+    plain = watch(task, xpu_prefetch=0, **given)
     with xpu_simulator.asynchronous():
-        ahead = train(task, xpu_prefetch=depth, **given)
+        ahead = watch(task, xpu_prefetch=depth, **given)
     assert set(plain.ahead) == {False}
     assert set(ahead.ahead) == {True}
     assert len(plain.batches) == 3 * len(plain.trainer.train_loader)
@@ -139,7 +124,7 @@ def test_batches_and_losses_are_those_of_a_run_that_does_not_look_ahead(train: T
 
 
 @pytest.mark.parametrize("non_blocking", [True, False])
-def test_a_step_waits_no_more_often_and_copies_its_batch_twice(train: Train, non_blocking: bool) -> None:
+def test_a_step_waits_no_more_often_and_copies_its_batch_twice(watch: Watch, non_blocking: bool) -> None:
     def second_epoch(depth: int) -> Any:
         counting = xpu_simulator.count()
         counted: list[Any] = []
@@ -154,7 +139,7 @@ def test_a_step_waits_no_more_often_and_copies_its_batch_twice(train: Train, non
 
         callbacks = {"on_train_epoch_start": start, "on_train_epoch_end": end}
         given = {"xpu_non_blocking": non_blocking, "xpu_log_every": 1e9, "imgsz": 160}
-        train("detect", callbacks, look=False, xpu_prefetch=depth, **given)
+        watch("detect", callbacks, look=False, xpu_prefetch=depth, **given)
         return counted[0]
 
     plain, ahead = second_epoch(0), second_epoch(1)
@@ -164,13 +149,13 @@ def test_a_step_waits_no_more_often_and_copies_its_batch_twice(train: Train, non
     assert ahead.launches == plain.launches
 
 
-def test_a_run_needs_memory_for_one_more_batch_of_images(train: Train) -> None:
+def test_a_run_needs_memory_for_one_more_batch_of_images(watch: Watch) -> None:
     peaks: dict[int, int] = {}
     for depth in (0, 1, 2):
         gc.collect()  # trainers of tests before
         torch.xpu.reset_peak_memory_stats()
         before = torch.xpu.memory_stats()["requested_bytes.all.current"]
-        train(look=False, xpu_prefetch=depth, imgsz=160, epochs=3, xpu_channels_last=False)  # which holds a batch twice
+        watch(look=False, xpu_prefetch=depth, imgsz=160, epochs=3, xpu_channels_last=False)  # which holds a batch twice
         peaks[depth] = torch.xpu.memory_stats()["requested_bytes.all.peak"] - before  # without the allocator's rounding
     image, labels = 2 * 3 * 160 * 160, 4096
     assert peaks[0] < peaks[1] <= peaks[0] + image + labels
@@ -180,14 +165,14 @@ def test_a_run_needs_memory_for_one_more_batch_of_images(train: Train) -> None:
 # Where it stops
 
 
-def test_nothing_is_held_between_epochs(train: Train) -> None:
+def test_nothing_is_held_between_epochs(watch: Watch) -> None:
     held: list[int] = []
-    train(callbacks={"on_train_epoch_end": lambda trainer: held.append(images_on_the_device())}, look=False)
+    watch(callbacks={"on_train_epoch_end": lambda trainer: held.append(images_on_the_device())}, look=False)
     assert held == [0, 0]
 
 
 @pytest.mark.parametrize("reason", ["a callback", "a time limit"])
-def test_an_epoch_that_is_left_early_lets_go_of_its_batches(train: Train, reason: str) -> None:
+def test_an_epoch_that_is_left_early_lets_go_of_its_batches(watch: Watch, reason: str) -> None:
     held: dict[str, int] = {}
 
     def stop(trainer: Any) -> None:
@@ -201,14 +186,14 @@ def test_an_epoch_that_is_left_early_lets_go_of_its_batches(train: Train, reason
         held.setdefault("in validation", images_on_the_device())
 
     callbacks = {"on_train_batch_end": stop, "on_val_start": look}
-    seen = train(callbacks=callbacks, look=False, xpu_prefetch=2, nbs=2, warmup_epochs=0)
+    seen = watch(callbacks=callbacks, look=False, xpu_prefetch=2, nbs=2, warmup_epochs=0)
     assert len(seen.losses) == (1 if reason == "a callback" else 2 - 1)
     assert held == {"in the epoch": 2, "in validation": 0}
     assert seen.trainer.last.exists()
 
 
 def test_a_run_that_halves_its_batch_lets_go_of_the_old_ones_and_goes_on_as_without_looking_ahead(
-    train: Train,
+    watch: Watch,
 ) -> None:
     def run(depth: int) -> tuple[Seen, list[int]]:
         held: list[int] = []
@@ -228,7 +213,7 @@ def test_a_run_that_halves_its_batch_lets_go_of_the_old_ones_and_goes_on_as_with
                     rebuild(trainer)
 
         with registered(Plugin()):
-            return train(callbacks={"on_train_batch_start": order}, batch=4, xpu_prefetch=depth), held
+            return watch(callbacks={"on_train_batch_start": order}, batch=4, xpu_prefetch=depth), held
 
     (plain, _), (ahead, held) = run(0), run(1)
     assert ahead.trainer.batch_size == 2
@@ -237,7 +222,7 @@ def test_a_run_that_halves_its_batch_lets_go_of_the_old_ones_and_goes_on_as_with
     assert ahead.losses == plain.losses
 
 
-def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train, log: list[logging.LogRecord]) -> None:
+def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(watch: Watch, log: list[logging.LogRecord]) -> None:
     class Plugin:
         moves = 0
 
@@ -247,9 +232,9 @@ def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train
             if self.moves == 3:
                 raise torch.OutOfMemoryError("XPU out of memory. Tried to allocate 20.00 MiB.")
 
-    plain = train(xpu_prefetch=0)
+    plain = watch(xpu_prefetch=0)
     with registered(Plugin()):
-        ahead = train()
+        ahead = watch()
     assert ahead.ahead == [True] * 2 + [False] * 6
     assert ahead.losses == plain.losses
     assert ahead.counts == plain.counts
@@ -260,33 +245,33 @@ def test_a_batch_that_does_not_fit_ahead_of_its_step_is_moved_in_it(train: Train
 # Where it doesn't apply
 
 
-def test_the_trainers_loader_is_the_one_that_was_built_and_its_batches_are_on_the_host(train: Train) -> None:
+def test_the_trainers_loader_is_the_one_that_was_built_and_its_batches_are_on_the_host(watch: Watch) -> None:
     seen: list[Any] = []
 
     def look(trainer: Any) -> None:
         assert type(trainer.train_loader) is InfiniteDataLoader
         seen.append(next(iter(trainer.train_loader))["img"].numpy())
 
-    assert all(train(callbacks={"on_train_start": look}, epochs=1).ahead)
+    assert all(watch(callbacks={"on_train_start": look}, epochs=1).ahead)
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize("off", [{"xpu_prefetch": 0}, {"workers": 0}], ids=str)
-def test_it_is_off(train: Train, off: dict[str, int]) -> None:
-    assert not any(train(epochs=1, **off).ahead)
+def test_it_is_off(watch: Watch, off: dict[str, int]) -> None:
+    assert not any(watch(epochs=1, **off).ahead)
 
 
-def test_torch_2_5_can_not_keep_memory_for_another_stream(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_2_5_can_not_keep_memory_for_another_stream(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: torch.Tensor, stream: Any) -> None:
         raise NotImplementedError("Could not run 'aten::record_stream' with arguments from the 'XPU' backend.")
 
     monkeypatch.setattr(torch.Tensor, "record_stream", missing)
-    assert not any(train(epochs=1).ahead)
+    assert not any(watch(epochs=1).ahead)
 
 
 @pytest.mark.parametrize("given", [{}, {"xpu_prefetch": 1}], ids=str)
 def test_a_users_preprocess_batch_sees_the_host_and_may_change_it(
-    xpu: torch.device, data: TrainingData, tmp_path: Path, log: list[logging.LogRecord], given: dict[str, int]
+    train: Train, log: list[logging.LogRecord], given: dict[str, int]
 ) -> None:
     devices_seen: list[str] = []
 
@@ -301,112 +286,16 @@ def test_a_users_preprocess_batch_sees_the_host_and_may_change_it(
                 assert batch["img"].unique().tolist() == [pytest.approx(7 / 255)]
             return batch
 
-    YOLO("yolo11n.yaml").train(trainer=Mine, data=data("detect"), project=str(tmp_path), **SMALL, **given)
+    train(trainer=Mine, **SMALL, **given)
     assert set(devices_seen) == {"cpu"}
     said = [r.getMessage() for r in log if "not prefetched, because Mine.preprocess_batch" in r.getMessage()]
     assert len(said) == (not given)
 
 
-# The loader of an epoch
-
-
-@contextmanager
-def registered(plugin: object) -> Iterator[None]:
-    """Have a plugin for the length of a block."""
-    manager = plugins.manager()
-    manager.register(plugin)
-    try:
-        yield
-    finally:
-        manager.unregister(plugin)
-
-
-class Loader(list[dict[str, Any]]):
-    """A loader of given batches, which tells how many were fetched.
-
-    Attributes:
-        fetched: How many.
-    """
-
-    fetched = 0
-    num_workers = 2
-    closed = False
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for i in range(len(self)):
-            self.fetched += 1
-            yield {**self[i]}
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def loader(xpu: torch.device) -> Loader:
-    """Five batches."""
-    return Loader({"img": torch.full((1, 3, 2, 2), i, dtype=torch.uint8).pin_memory()} for i in range(5))
-
-
-@pytest.fixture
-def ahead(xpu: torch.device, loader: Loader) -> LookAhead:
-    """Goes two batches ahead through the loader."""
-    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options(prefetch=2))
-    return LookAhead(SimpleNamespace(device=xpu, xpu=run, train_loader=loader), 2)
-
-
-def number(batch: AheadBatch) -> int:
-    return int(batch.arrive()["img"].unique().item())
-
-
-def test_it_fetches_ahead_but_not_before_the_first_batch_is_asked_for(ahead: LookAhead, loader: Loader) -> None:
-    iterator = enumerate(ahead.through(loader))
-    assert loader.fetched == 0
-    for i, batch in iterator:
-        assert batch["img"].device.type == "cpu"
-        assert number(batch) == i
-        assert not batch.is_moved
-        assert loader.fetched == min(i + 3, 5)
-
-
-def test_memory_is_kept_for_the_stream_that_uses_it(
-    ahead: LookAhead, loader: Loader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The simulated device can't show what happens otherwise: kernels of two streams never overlap there."""
-    kept: list[tuple[int, Any]] = []
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: kept.append((self.data_ptr(), stream)))
-    for batch in ahead.through(loader):
-        assert (batch.arrive()["img"].data_ptr(), torch.xpu.current_stream()) == kept[-1]
-    assert len(kept) == 5
-
-
-def test_every_iteration_has_its_own_batches(ahead: LookAhead, loader: Loader) -> None:
-    outer = ahead.through(loader)
-    assert number(next(outer)) == number(next(ahead.through(loader))) == 0
-    assert [number(batch) for batch in outer] == [1, 2, 3, 4]
-
-
-def test_a_release_lets_go_of_the_batches(ahead: LookAhead, loader: Loader) -> None:
-    iterator = ahead.through(loader)
-    batch = next(iterator)
-    assert images_on_the_device() == 3
-    del batch
-    ahead.release()
-    assert images_on_the_device() == 0
-    assert list(iterator) == []
-
-
-def test_a_value_that_was_replaced_or_added_is_not_overwritten(ahead: LookAhead, loader: Loader) -> None:
-    batch = next(ahead.through(loader))
-    batch["img"], batch["more"] = torch.ones(1), "text"
-    arrived = batch.arrive()
-    assert arrived["img"].device.type == "cpu"
-    assert arrived["more"] == "text"
-
-
 # Beside other plugins
 
 
-def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(train: Train) -> None:
+def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(watch: Watch) -> None:
     from yolo_xpu_trainer.policies import dataloader
 
     streams: set[Any] = set()
@@ -424,77 +313,8 @@ def test_another_plugins_loader_is_looked_ahead_in_and_its_way_of_moving_kept(tr
             return {**dataloader.xpu_move_batch(trainer, batch), "nested": [{"here": torch.ones(1).to(trainer.device)}]}
 
     with registered(Plugin()):
-        seen = train()
+        seen = watch()
     assert seen.trainer.train_loader.theirs
     assert torch.xpu.current_stream() not in streams
     assert len(streams) == 1
     assert all(batch["nested"][0]["here"].item() == 1 for batch in seen.batches)
-
-
-# Options
-
-
-@pytest.mark.parametrize(("given", "meant"), [(0, 0), (3, 3), ("2", 2), (" 1 ", 1)])
-def test_the_depth_is_an_integer(given: object, meant: int) -> None:
-    assert Options.pop_from({"xpu_prefetch": given}, [PREFETCH]) == {"prefetch": meant}
-    assert Options.environment_of({"prefetch": meant})["YOLO_XPU_PREFETCH"] == str(meant)
-
-
-@pytest.mark.parametrize("given", [-1, 1.5, "1.0", True, False, None, "", "two"], ids=repr)
-def test_anything_else_is_refused(given: object) -> None:
-    with pytest.raises(OptionValueError, match=r"xpu_prefetch=.* is invalid: it must be an integer ≥ 0"):
-        Options.pop_from({"xpu_prefetch": given}, [PREFETCH])
-
-
-# Packing
-
-
-def small_tensors() -> dict[str, Any]:
-    return {
-        "img": torch.zeros(1, 3, 300, 300, dtype=torch.uint8),
-        "cls": torch.rand(7, 1),
-        "none": torch.zeros(0, 4),
-        "flags": torch.rand(5) > 0.5,
-        "wide": torch.rand(3, 2, dtype=torch.float64),
-        "half": torch.rand(3).half(),
-        "numbers": torch.arange(3),
-        "scalar": torch.tensor(2.5),
-        "turned": torch.rand(3, 2).t(),
-        "name": "a.jpg",
-        "nothing": None,
-    }
-
-
-def test_packed_tensors_are_as_single_copies_are(xpu: torch.device) -> None:
-    batch = small_tensors()
-    with xpu_simulator.asynchronous(), xpu_simulator.count() as counts:
-        moved = to_device(batch, xpu, non_blocking=True)
-        moved = {key: value.clone() if key == "cls" else value for key, value in moved.items()}
-    assert set(batch) - set(moved) == {"img", "turned", "name", "nothing"}
-    assert sum(counts.h2d.values()) == counts.h2d["pinned", "non_blocking"] == 1
-    assert_same([{key: value.cpu() for key, value in moved.items()}], [{key: batch[key] for key in moved}])
-    for key, value in moved.items():
-        alone = batch[key].to(xpu)
-        assert value.stride() == alone.stride()
-        assert value.device == alone.device
-        assert value._base is None
-        assert value.data_ptr() % 512 == alone.data_ptr() % 512 or not value.numel()
-
-
-def test_a_change_to_one_is_no_change_to_another(xpu: torch.device) -> None:
-    moved = to_device(small_tensors(), xpu, non_blocking=False)
-    weight = torch.ones(7, 1, device=xpu, requires_grad=True)
-    loss = (weight * moved["cls"]).sum()
-    moved["numbers"].add_(1)
-    loss.backward()
-    assert torch.equal(weight.grad, moved["cls"])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_nothing_is_packed_where_that_saves_no_copy(xpu: torch.device, count: int) -> None:
-    batch = {
-        "img": torch.zeros(1, 3, 300, 300),
-        "none": torch.zeros(0),
-        **{str(i): torch.ones(2) for i in range(count)},
-    }
-    assert to_device(batch, xpu, non_blocking=True) == {}

@@ -7,23 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from ..conftest import TrainingData
+from yolo_xpu_trainer import XPUDetectionTrainer
 
-STEPS = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "xpu:0"}
+from ..conftest import Train
 
 
-def during_the_save(data: str, look: Any, **arguments: Any) -> None:
+def during_the_save(train: Train, look: Any, **arguments: Any) -> None:
     """Train for an epoch and look at the trainer when it is about to save."""
-    from ultralytics import YOLO
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
 
     class Looking(XPUDetectionTrainer):
         def save_model(self) -> Any:
             look(self)
             return super().save_model()
 
-    YOLO("yolo11n.yaml").train(trainer=Looking, data=data, **{**STEPS, **arguments})
+    train(trainer=Looking, imgsz=64, val=False, **arguments)
 
 
 def content(trainer: Any) -> dict[str, torch.Tensor]:
@@ -35,7 +32,7 @@ def content(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "MuSGD"])
-def test_the_checkpoint_holds_what_ultralytics_own_would(xpu: Any, data: TrainingData, optimizer: str) -> None:
+def test_the_checkpoint_holds_what_ultralytics_own_would(xpu: Any, train: Train, optimizer: str) -> None:
     from ultralytics.engine.trainer import BaseTrainer
 
     import xpu_simulator
@@ -55,11 +52,11 @@ def test_the_checkpoint_holds_what_ultralytics_own_would(xpu: Any, data: Trainin
         compared.append(len(ours))
 
     compared: list[int] = []
-    during_the_save(data("detect"), compare, optimizer=optimizer)
+    during_the_save(train, compare, optimizer=optimizer)
     assert compared[0] > 800
 
 
-def test_an_average_with_nan_is_mended_on_the_device_as_ultralytics_does(xpu: Any, data: TrainingData) -> None:
+def test_an_average_with_nan_is_mended_on_the_device_as_ultralytics_does(xpu: Any, train: Train) -> None:
     seen: list[Any] = []
 
     def poison(trainer: Any) -> None:
@@ -68,7 +65,7 @@ def test_an_average_with_nan_is_mended_on_the_device_as_ultralytics_does(xpu: An
             weight[0, 0, 0, 0] = float("nan")
         seen.append((trainer, weight))
 
-    during_the_save(data("detect"), poison)
+    during_the_save(train, poison)
     trainer, weight = seen[0]
     assert torch.isfinite(weight).all()
     assert torch.equal(weight, next(trainer.model.parameters()))
@@ -76,7 +73,7 @@ def test_an_average_with_nan_is_mended_on_the_device_as_ultralytics_does(xpu: An
     assert all(torch.isfinite(tensor).all() for tensor in best.state_dict().values())
 
 
-def test_a_device_with_no_room_left_can_still_save(xpu: Any, data: TrainingData, monkeypatch: Any) -> None:
+def test_a_device_with_no_room_left_can_still_save(xpu: Any, train: Train, monkeypatch: Any) -> None:
     from yolo_xpu_trainer.policies import saving
 
     tries: list[int | None] = []
@@ -95,30 +92,6 @@ def test_a_device_with_no_room_left_can_still_save(xpu: Any, data: TrainingData,
     to_host = saving.to_host
     monkeypatch.setattr(saving, "to_host", full)
     trainers: list[Any] = []
-    during_the_save(data("detect"), trainers.append)
+    during_the_save(train, trainers.append)
     assert tries == [None, 0]
     assert trainers[0].last.exists()
-
-
-@pytest.mark.xpu_hardware
-@pytest.mark.parametrize("staged", [0, 100, 1 << 20])
-def test_tensors_of_many_kinds_come_to_the_host_in_order(xpu: torch.device, staged: int) -> None:
-    from yolo_xpu_trainer.transfer import to_host
-
-    generator = torch.Generator().manual_seed(0)
-    host = [
-        torch.rand(3, 4, generator=generator),
-        torch.tensor(7),
-        torch.zeros(0, 5),
-        torch.rand(2, 3, 5, 5, generator=generator).to(memory_format=torch.channels_last),
-        torch.rand(300, generator=generator).half(),
-        torch.tensor(1.5),
-        torch.arange(9).view(3, 3).t(),
-        torch.rand(64, generator=generator) > 0.5,
-    ]
-    mixed = [tensor if i == 5 else tensor.to(xpu) for i, tensor in enumerate(host)]
-    for before, after in zip(host, to_host(mixed, staged), strict=True):
-        assert after.device.type == "cpu"
-        assert after.dtype == before.dtype
-        assert torch.equal(after, before)
-        assert after.is_contiguous()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ultralytics import YOLO
 
-from yolo_xpu_trainer import XPUDetectionTrainer, devices
+from yolo_xpu_trainer import devices
 
-from ..conftest import TrainingData
+from ..conftest import Train
 
-Train = Callable[..., list[Any]]
+Switched = Callable[..., list[Any]]
 
 
 @pytest.fixture
@@ -33,17 +31,17 @@ def switch(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
+def switched(train: Train) -> Switched:
     """Return a function that trains, and returns how the switch was in each step."""
 
     def run(on_batch: Callable[[Any], None] = lambda trainer: None, **more: Any) -> list[Any]:
         seen: list[Any] = []
-        model = YOLO("yolo11n.yaml")
-        model.add_callback("on_train_batch_end", lambda trainer: seen.append(torch.backends.mkldnn.allow_tf32))
-        model.add_callback("on_train_batch_end", on_batch)
-        small = {"epochs": 1, "imgsz": 32, "batch": 4, "workers": 0, "plots": False, "val": False, "amp": False}
-        given = {"data": data("detect"), "project": str(tmp_path), "trainer": XPUDetectionTrainer, **small}
-        model.train(**{**given, **more})
+
+        def look(trainer: Any) -> None:
+            seen.append(torch.backends.mkldnn.allow_tf32)
+            on_batch(trainer)
+
+        train(callbacks={"on_train_batch_end": look}, val=False, amp=False, **more)
         return seen
 
     return run
@@ -55,48 +53,50 @@ def said(log: list[logging.LogRecord]) -> list[str]:
 
 @pytest.mark.xpu_hardware
 @pytest.mark.parametrize("before", [False, True])
-def test_float32_is_ieee_float32_whatever_the_process_had_set(switch: Any, train: Train, before: bool) -> None:
+def test_float32_is_ieee_float32_whatever_the_process_had_set(switch: Any, switched: Switched, before: bool) -> None:
     switch.allow_tf32 = before
-    assert train() == [False, False]
+    assert switched() == [False, False]
     assert switch.allow_tf32 is before
 
 
 def test_tf32_is_on_where_asked_for_and_off_again_afterwards(
-    switch: Any, train: Train, log: list[logging.LogRecord]
+    switch: Any, switched: Switched, log: list[logging.LogRecord]
 ) -> None:
-    assert train(xpu_tf32=True) == [True, True]
+    assert switched(xpu_tf32=True) == [True, True]
     assert switch.allow_tf32 is False
     assert said(log) == ["XPU: float32 convolutions and matrix products are computed in tf32, as xpu_tf32=True asks"]
 
 
-def test_a_run_that_fails_puts_the_switch_back(switch: Any, train: Train) -> None:
+def test_a_run_that_fails_puts_the_switch_back(switch: Any, switched: Switched) -> None:
     def fail(trainer: Any) -> None:
         raise ValueError("in the midst of it")
 
     with pytest.raises(ValueError, match="in the midst"):
-        train(fail, xpu_tf32=True)
+        switched(fail, xpu_tf32=True)
     assert switch.allow_tf32 is False
 
 
 @pytest.mark.xpu_profile("arc-a770")  # has matrix units, but none for tf32
 def test_a_device_without_tf32_says_so_and_computes_in_float32(
-    switch: Any, train: Train, log: list[logging.LogRecord]
+    switch: Any, switched: Switched, log: list[logging.LogRecord]
 ) -> None:
     switch.allow_tf32 = True
     assert devices.info(0).has_matrix_units
-    assert train(xpu_tf32=True) == [False, False]
+    assert switched(xpu_tf32=True) == [False, False]
     (warning,) = said(log)
     assert "xpu_tf32=True has no effect: xpu:0 Intel Arc A770 Graphics has no tf32" in warning
 
 
-def test_a_pytorch_without_the_switch_says_so(xpu: torch.device, train: Train, log: list[logging.LogRecord]) -> None:
+def test_a_pytorch_without_the_switch_says_so(
+    xpu: torch.device, switched: Switched, log: list[logging.LogRecord]
+) -> None:
     if torch.backends.mkldnn.allow_tf32 is not None:
         pytest.skip("this PyTorch has it")
-    assert train(xpu_tf32=True) == [None, None]
+    assert switched(xpu_tf32=True) == [None, None]
     (warning,) = said(log)
     assert f"PyTorch {torch.__version__} has no tf32 on XPUs" in warning
 
 
-def test_a_run_on_the_cpu_leaves_the_switch_alone(switch: Any, train: Train) -> None:
+def test_a_run_on_the_cpu_leaves_the_switch_alone(switch: Any, switched: Switched) -> None:
     switch.allow_tf32 = True
-    assert train(device="cpu") == [True, True]
+    assert switched(device="cpu") == [True, True]

@@ -7,21 +7,15 @@ from typing import Any
 
 from yolo_xpu_trainer.errors import RunUnderWayError
 
-from ..conftest import TrainingData
-
-SMALL = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "xpu:0"}
+from ..conftest import Train
 
 
-def test_a_second_run_in_another_thread_is_refused_and_the_first_goes_on(xpu: Any, data: TrainingData) -> None:
-    from ultralytics import YOLO
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
+def test_a_second_run_in_another_thread_is_refused_and_the_first_goes_on(train: Train) -> None:
     refused: list[BaseException] = []
 
     def second() -> None:
         try:
-            YOLO("yolo11n.yaml").train(trainer=XPUDetectionTrainer, data=data("detect"), name="second", **SMALL)
+            train(name="second")
         except RunUnderWayError as error:
             refused.append(error)
 
@@ -30,9 +24,7 @@ def test_a_second_run_in_another_thread_is_refused_and_the_first_goes_on(xpu: An
         thread.start()
         thread.join()
 
-    model = YOLO("yolo11n.yaml")
-    model.add_callback("on_train_start", start_another)
-    model.train(trainer=XPUDetectionTrainer, data=data("detect"), name="first", **SMALL)
+    trainer = train(name="first", callbacks={"on_train_start": start_another})
     assert [type(error) for error in refused] == [RunUnderWayError]
-    assert model.trainer.last.exists()
-    YOLO("yolo11n.yaml").train(trainer=XPUDetectionTrainer, data=data("detect"), name="third", **SMALL)
+    assert trainer.last.exists()
+    train(name="third")

@@ -9,37 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics.utils.callbacks import default_callbacks
 
-from yolo_xpu_trainer import XPUClassificationTrainer, XPUDetectionTrainer
-
-from ..conftest import TrainingData
+from ..conftest import Train
 
 pytestmark = [pytest.mark.xpu_hardware, pytest.mark.usefixtures("xpu")]
 
-
-def _trainer(data: str, directory: Path, **arguments: Any) -> XPUDetectionTrainer:
-    return XPUDetectionTrainer(
-        overrides={
-            "model": "yolo11n.yaml",
-            "data": data,
-            "device": "xpu",
-            "imgsz": 64,
-            "batch": 4,
-            "nbs": 4,  # a step of the optimizer each batch
-            "workers": 0,
-            "plots": False,
-            "project": str(directory),
-            "name": "run",
-            "exist_ok": True,
-            **arguments,
-        }
-    )
+SIZE = {"imgsz": 64, "nbs": 4}  # a step of the optimizer each batch
 
 
-def test_freeze_multi_scale_close_mosaic_cache_and_save_period_are_obeyed(data: TrainingData, tmp_path: Path) -> None:
-    trainer = _trainer(
-        data("detect"), tmp_path, epochs=3, freeze=2, multi_scale=0.5, close_mosaic=1, cache="ram", save_period=1
-    )
+def test_freeze_multi_scale_close_mosaic_cache_and_save_period_are_obeyed(train: Train) -> None:
     sizes: set[int] = set()
     mosaics: list[float] = []
     before: dict[str, torch.Tensor] = {}
@@ -51,9 +30,8 @@ def test_freeze_multi_scale_close_mosaic_cache_and_save_period_are_obeyed(data: 
     def batch_end(trainer: Any) -> None:
         mosaics.append(trainer.train_loader.dataset.transforms.transforms[0].transforms[0].p)
 
-    trainer.add_callback("on_train_start", start)
-    trainer.add_callback("on_train_batch_end", batch_end)
-    trainer.train()
+    asked = {"freeze": 2, "multi_scale": 0.5, "close_mosaic": 1, "cache": "ram", "save_period": 1}
+    trainer = train(callbacks={"on_train_start": start, "on_train_batch_end": batch_end}, epochs=3, **asked, **SIZE)
 
     after = {k: v.detach().cpu() for k, v in trainer.model.named_parameters()}
     changed = {k for k, v in after.items() if not torch.equal(v, before[k])}
@@ -74,28 +52,27 @@ class _KilledError(Exception):
     pass
 
 
-def test_a_run_killed_between_epochs_resumes_as_if_nothing_had_happened(data: TrainingData, tmp_path: Path) -> None:
+def test_a_run_killed_between_epochs_resumes_as_if_nothing_had_happened(train: Train) -> None:
+    killed: list[Path] = []
+
     def kill(trainer: Any) -> None:
         if trainer.epoch == 1:
+            killed.append(trainer.last)
             raise _KilledError
 
-    trainer = _trainer(data("detect"), tmp_path, epochs=3)
-    trainer.add_callback("on_model_save", kill)
     with pytest.raises(_KilledError):
-        trainer.train()
-    saved = torch.load(trainer.last, map_location="cpu", weights_only=False)
+        train(callbacks={"on_model_save": kill}, epochs=3, **SIZE)
+    saved = torch.load(killed[0], map_location="cpu", weights_only=False)
     assert saved["epoch"] == 1
 
-    resumed = XPUDetectionTrainer(overrides={"model": str(trainer.last), "resume": True})
     epochs: list[int] = []
     state: list[dict[str, Any]] = []
 
     def start(trainer: Any) -> None:
         state.append({"updates": trainer.ema.updates, "moments": len(trainer.optimizer.state)})
 
-    resumed.add_callback("on_train_start", start)
-    resumed.add_callback("on_train_epoch_start", lambda trainer: epochs.append(trainer.epoch))
-    resumed.train()
+    callbacks = {"on_train_start": start, "on_train_epoch_start": lambda trainer: epochs.append(trainer.epoch)}
+    resumed = train(model=killed[0], resume=True, callbacks=callbacks, **SIZE)
     assert resumed.device.type == "xpu"
     assert epochs == [2]
     assert saved["updates"] == 4
@@ -106,44 +83,28 @@ def test_a_run_killed_between_epochs_resumes_as_if_nothing_had_happened(data: Tr
     assert all(map(math.isfinite, resumed.metrics.values()))
 
 
-def test_patience_ends_a_run_that_gets_no_better_where_a_cpu_ends_it(data: TrainingData, tmp_path: Path) -> None:
+def test_patience_ends_a_run_that_gets_no_better_where_a_cpu_ends_it(train: Train, tmp_path: Path) -> None:
     ended = {}
     for device in ("xpu", "cpu"):
-        trainer = XPUClassificationTrainer(
-            overrides={
-                "model": "yolo11n-cls.yaml",
-                "data": data("classify"),
-                "device": device,
-                "amp": False,
-                "epochs": 9,
-                "patience": 2,
-                "lr0": 0.0,
-                "optimizer": "SGD",
-                "imgsz": 32,
-                "workers": 0,
-                "plots": False,
-                "project": str(tmp_path / device),
-            }
-        )
-        trainer.train()
+        given = {"device": device, "amp": False, "epochs": 9, "patience": 2, "lr0": 0.0, "optimizer": "SGD"}
+        trainer = train("classify", batch=16, project=str(tmp_path / device), **given)
         ended[device] = trainer.epoch
     assert ended["xpu"] == ended["cpu"] < 8
 
 
-def test_time_ends_a_run_early(data: TrainingData, tmp_path: Path) -> None:
-    trainer = _trainer(data("detect"), tmp_path, epochs=300, time=2 / 3600)
-    trainer.train()
+def test_time_ends_a_run_early(train: Train) -> None:
+    trainer = train(epochs=300, time=2 / 3600, **SIZE)
     assert trainer.epoch < 100
     assert trainer.best.exists()
 
 
-def test_callbacks_come_as_they_do_on_a_cpu_and_workers_feed_the_device(data: TrainingData, tmp_path: Path) -> None:
+def test_callbacks_come_as_they_do_on_a_cpu_and_workers_feed_the_device(train: Train) -> None:
     came: dict[str, Counter[str]] = {"xpu": Counter(), "cpu": Counter()}
     for device, counter in came.items():
-        trainer = _trainer(data("detect"), tmp_path, epochs=2, workers=2, device=device)
-        for event in list(trainer.callbacks):
-            trainer.add_callback(event, lambda t, event=event, counter=counter: counter.update([event]))
-        trainer.train()
+        callbacks = {
+            event: lambda t, event=event, counter=counter: counter.update([event]) for event in default_callbacks
+        }
+        trainer = train(callbacks=callbacks, epochs=2, workers=2, device=device, **SIZE)
         assert {p.device.type for p in trainer.model.parameters()} == {device}
         if device == "xpu":
             assert trainer.train_loader.num_workers == 2

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import xpu_simulator
@@ -44,19 +43,6 @@ def build(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Build:
         return trainer(overrides={**given, "project": str(tmp_path), **more})
 
     return make
-
-
-@pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Build:
-    """Return a function that trains a model for an epoch, and returns the trainer."""
-
-    def run(model: YOLO | None = None, **more: Any) -> Any:
-        model = model or YOLO("yolo11n.yaml")
-        given = {"data": data("detect"), "epochs": 1, "imgsz": 32, "plots": False, "project": str(tmp_path)}
-        model.train(trainer=XPUDetectionTrainer, **given, **more)
-        return model.trainer
-
-    return run
 
 
 @pytest.fixture
@@ -173,32 +159,6 @@ def test_another_device_is_upstreams_own_business(build: Build, asked: object) -
     assert ours.device == theirs.device
     assert ours.args.device == theirs.args.device
     assert ours.args.amp == theirs.args.amp
-
-
-def test_a_run_on_the_cpu_touches_no_xpu(train: Build, log: list[logging.LogRecord]) -> None:
-    with xpu_simulator.count() as done:
-        train(device="cpu", xpu_pin_memory=False)
-    assert done.launches == done.allocations == 0
-    assert warnings_in(log) == []
-
-
-@two_xpus
-@pytest.mark.parametrize("how", ["device=", ".to()"])
-def test_a_whole_run_stays_on_the_second_xpu(train: Build, how: str) -> None:
-    seen = set()
-
-    def look(trainer: Any) -> None:
-        seen.update(p.device for p in [*trainer.model.parameters(), *trainer.ema.ema.parameters(), trainer.loss])
-
-    model = YOLO("yolo11n.yaml")
-    asked = {"device": "xpu:1"} if how == "device=" else {}
-    if not asked:
-        model.to("xpu:1")
-    model.add_callback("on_train_batch_end", look)
-    torch.xpu.reset_peak_memory_stats(0)
-    train(model, **asked)
-    assert seen == {torch.device("xpu", 1)}
-    assert torch.xpu.max_memory_allocated(0) == torch.xpu.memory_allocated(0)
 
 
 # A CUDA device beside it
@@ -355,21 +315,6 @@ def test_a_stock_build_is_recognised_in_a_process_of_its_own() -> None:
 
 
 # No XPU, and none asked for by name
-
-
-@no_xpu
-@pytest.mark.parametrize("asked", [None, ""], ids=repr)
-def test_with_no_xpu_and_nothing_asked_one_warning_says_why_and_the_cpu_trains(
-    train: Build, log: list[logging.LogRecord], asked: object
-) -> None:
-    trainer = train(device=asked)
-    assert trainer.device == torch.device("cpu")
-    assert trainer.xpu is None
-    assert trainer.last.exists()
-    (warning,) = warnings_in(log)
-    assert "XPUDetectionTrainer" in warning
-    assert "the driver shows no XPU" in warning
-    assert "yolo-xpu doctor" in warning
 
 
 def test_a_wrong_build_and_nothing_asked_is_one_warning_with_the_right_wheel(

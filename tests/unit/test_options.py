@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from ultralytics import YOLO
-from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import YAML
 
 from yolo_xpu_trainer import Options, XPUDetectionTrainer
 from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
@@ -195,41 +192,3 @@ def test_a_child_process_decides_the_same_from_its_environment(monkeypatch: pyte
     for name, value in Options.environment_of(decided.as_dict()).items():
         monkeypatch.setenv(name, value)
     assert options() == decided
-
-
-# Upstream sees nothing of them
-
-
-def test_neither_args_yaml_nor_a_checkpoint_holds_an_option(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLO_XPU_NON_BLOCKING", "0")
-    ours = build(xpu_pin_memory=False, epochs=1, plots=False, val=False, amp="bf16")
-    ours.train()
-    theirs = build(trainer=DetectionTrainer, device="cpu")
-    arguments = YAML.load(ours.save_dir / "args.yaml")
-    assert set(arguments) == set(YAML.load(theirs.save_dir / "args.yaml"))
-    assert isinstance(arguments["amp"], bool)
-    checkpoint = torch.load(ours.last, map_location="cpu", weights_only=False)
-    assert not [name for name in checkpoint["train_args"] if "xpu" in name]
-    assert checkpoint["xpu_trainer"]["options"]["pin_memory"] is False
-    assert checkpoint["xpu_trainer"]["options"]["non_blocking"] is False
-
-
-def test_model_train_takes_options_too(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
-    model = YOLO("yolo11n.yaml")
-    seen: list[Options] = []
-
-    def stop(trainer: Any) -> None:
-        seen.append(trainer.xpu.options)
-        raise KeyboardInterrupt
-
-    model.add_callback("on_pretrain_routine_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        model.train(
-            trainer=XPUDetectionTrainer,
-            data=data("detect"),
-            imgsz=32,
-            plots=False,
-            project=str(tmp_path),
-            xpu_pin_memory="false",
-        )
-    assert seen == [options(pin_memory=False)]

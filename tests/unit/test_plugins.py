@@ -3,71 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pluggy
 import pytest
 import torch
-from ultralytics import YOLO
 
 from yolo_xpu_trainer import XPUDetectionTrainer, commands, devices, hookimpl, hookspecs, plugins
 from yolo_xpu_trainer.devices import DeviceInfo
-from yolo_xpu_trainer.patches import Patch
 from yolo_xpu_trainer.run import Precision
 
 from ..conftest import TrainingData
-
-GROUP = "yolo_xpu_trainer"
-
-
-@contextmanager
-def registered(plugin: object) -> Iterator[None]:
-    """Have a plugin for the length of a block."""
-    manager = plugins.manager()
-    manager.register(plugin, name="test")
-    try:
-        yield
-    finally:
-        manager.unregister(plugin)
-
-
-@pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
-    """A list of further entry points, which a fresh plugin manager finds before the built-in ones."""
-    more: list[EntryPoint] = []
-
-    def found(*, group: str) -> list[EntryPoint]:
-        return [*(entry for entry in more if entry.group == group), *entry_points(group=group)]
-
-    monkeypatch.setattr(plugins, "entry_points", found)
-    plugins.manager.cache_clear()
-    yield more
-    plugins.manager.cache_clear()
-
-
-def module(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> EntryPoint:
-    """Write somebody else's plugin; return the entry point that names it."""
-    monkeypatch.syspath_prepend(folder)
-    (folder / f"{name}.py").write_text(text)
-    return EntryPoint(name=name, value=name, group=GROUP)
-
-
-@pytest.fixture
-def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Any:
-    """Return a function that trains a model for an epoch, and returns the trainer."""
-
-    def run(**more: Any) -> Any:
-        model = YOLO("yolo11n.yaml")
-        given = {"data": data("detect"), "epochs": 1, "imgsz": 32, "plots": False, "project": str(tmp_path)}
-        model.train(trainer=XPUDetectionTrainer, **given, **more)
-        return model.trainer
-
-    return run
-
+from ..other_plugins import GOOD, GROUP, module, registered
 
 # The built-in ones
 
@@ -113,16 +61,6 @@ class Fixed:
         return self.answer
 
 
-def test_another_plugins_precision_counts_before_the_built_in_one(train: Any) -> None:
-    plugin = Fixed(Precision("fp16", "a plugin says so", requested=True))
-    with registered(plugin):
-        trainer = train()
-    assert trainer.xpu.precision == plugin.answer
-    assert trainer.scaler.is_enabled()
-    assert plugin.asked == [(devices.info(0), True)]
-    assert train().xpu.precision.name == "bf16"
-
-
 def test_a_plugin_that_answers_none_leaves_it_to_the_next(xpu: torch.device) -> None:
     plugin = Fixed(None)
     with registered(plugin):
@@ -138,127 +76,6 @@ def test_a_plugin_is_told_what_the_user_asked_for(xpu: torch.device, data: Train
         for amp in (True, False, "bf16", "fp16", "fp32", "BF16"):
             XPUDetectionTrainer(overrides={**given, "amp": amp})
     assert [requested for _, requested in plugin.asked] == [True, False, "bf16", "fp16", "fp32", "bf16"]
-
-
-class Seams:
-    """Has a hand in every seam of a run."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-
-    @hookimpl
-    def xpu_wrap_dataloader(self, trainer: Any, loader: Any, mode: str) -> None:
-        self.called.append(f"loader {mode}")
-
-    @hookimpl
-    def xpu_move_batch(self, batch: dict[str, Any]) -> None:
-        self.called.append("batch")
-
-    @hookimpl
-    def xpu_memory(self, device: DeviceInfo) -> tuple[int, int]:
-        self.called.append("memory")
-        return 3 << 30, 4 << 30
-
-    @hookimpl
-    def xpu_after_setup(self, trainer: Any) -> None:
-        assert trainer.optimizer is not None
-        self.called.append("after setup")
-
-    @hookimpl
-    @contextmanager
-    def xpu_around_save(self, trainer: Any) -> Iterator[None]:
-        self.called.append("save")
-        yield
-        assert trainer.last.exists()
-        self.called.append("saved")
-
-    @hookimpl
-    def xpu_patches(self, trainer: Any) -> list[Patch]:
-        return [
-            Patch(
-                target="ultralytics.utils.torch_utils:one_cycle",
-                why="of this test",
-                needed=lambda original: self.called.append("patch") or False,  # type: ignore[func-returns-value]
-                replacement=lambda run, original: original,
-            )
-        ]
-
-
-def test_a_plugin_is_called_at_every_seam_and_the_built_in_policies_still_act(train: Any) -> None:
-    plugin = Seams()
-    with registered(plugin):
-        trainer = train(batch=4, val=False)
-        assert trainer._get_memory() == 3.0
-        assert trainer._get_memory(fraction=True) == 0.75
-    order = list(dict.fromkeys(plugin.called))
-    assert order == ["patch", "loader train", "loader val", "after setup", "batch", "memory", "save", "saved"]
-    assert plugin.called.count("batch") == 2
-    assert torch.load(trainer.last, map_location="cpu", weights_only=False)["xpu_trainer"]["precision"] == "bf16"
-    assert trainer._get_memory() < 3.0
-
-
-def test_a_run_on_the_cpu_asks_no_plugin(train: Any) -> None:
-    plugin = Seams()
-    with registered(plugin):
-        train(device="cpu")
-    assert plugin.called == []
-
-
-# By entry point
-
-
-GOOD = """
-from yolo_xpu_trainer import hookimpl
-from yolo_xpu_trainer.run import Precision
-
-@hookimpl
-def xpu_precision(requested):
-    return Precision("fp32", "theirs", requested=True)
-"""
-
-
-MARKED = "from yolo_xpu_trainer import hookimpl\n@hookimpl\n"
-
-
-def test_a_plugin_of_another_package_is_found_by_its_entry_point_and_asked_first(
-    train: Any, others: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    others.append(module(tmp_path, "a_good_plugin", GOOD, monkeypatch))
-    trainer = train()
-    assert trainer.xpu.precision.reason == "theirs"
-    assert trainer.amp is False
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("raise RuntimeError('it fell apart')", "it fell apart"),
-        ("import a_module_that_is_not_installed", "a_module_that_is_not_installed"),
-        ("def broken(:", "SyntaxError"),
-        ("raise SystemExit(3)", "SystemExit"),
-        (f"{MARKED}def xpu_precision(no_such_argument): ...", "no_such_argument"),
-        (f"{MARKED}def xpu_no_such_hook(): ...", "xpu_no_such_hook"),
-    ],
-    ids=["raises", "misses a package", "is no Python", "exits", "asks for an unknown argument", "has an unknown hook"],
-)
-def test_a_broken_plugin_is_named_and_left_out_and_the_run_goes_on(
-    train: Any,
-    others: list[EntryPoint],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    log: list[logging.LogRecord],
-    text: str,
-    said: str,
-) -> None:
-    others.append(module(tmp_path, "a_broken_plugin", text, monkeypatch))
-    monkeypatch.delitem(__import__("sys").modules, "a_broken_plugin", raising=False)
-    trainer = train(val=False)
-    assert trainer.xpu.precision.name == "bf16"
-    assert trainer.last.exists()
-    warnings = [r.getMessage() for r in log if r.levelno >= logging.WARNING and "a_broken_plugin" in r.getMessage()]
-    assert len(warnings) == 1
-    assert said in warnings[0]
-    assert plugins.manager().get_plugin("a_broken_plugin") is None
 
 
 def test_an_entry_point_to_nowhere_is_named_too(
