@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ultralytics import YOLO
 
-from yolo_xpu_trainer import XPUDetectionTrainer
 from yolo_xpu_trainer.plugins import built_in
 
-from ..conftest import TrainingData
+from ..conftest import Train
 
 
 @pytest.mark.parametrize("name", built_in())
 def test_a_training_runs_with_any_policy_blocked(
-    xpu: torch.device, data: TrainingData, tmp_path: Path, name: str, empty_figures: None
+    xpu: torch.device, train: Train, name: str, empty_figures: None
 ) -> None:
     asked: list[str] = []
 
@@ -26,21 +23,10 @@ def test_a_training_runs_with_any_policy_blocked(
         for hook in hooks.values():
             asked.extend(getattr(hook, "get_hookimpls", list)() and [i.plugin_name for i in hook.get_hookimpls()])
 
-    model = YOLO("yolo11n.yaml")
-    model.add_callback("on_train_end", look)
-    model.train(
-        trainer=XPUDetectionTrainer,
-        data=data("detect"),
-        project=str(tmp_path),
-        epochs=1,
-        imgsz=32,
-        workers=0,
-        plots=False,
-        xpu_plugins=f"-{name}",
-        **({"amp": False} if name == "amp_check" else {}),  # Ultralytics' own check downloads a model
-    )
-    assert model.trainer.device == xpu
-    assert model.trainer.last.exists()
+    amp = {"amp": False} if name == "amp_check" else {}  # Ultralytics' own check downloads a model
+    trainer = train(callbacks={"on_train_end": look}, xpu_plugins=f"-{name}", **amp)
+    assert trainer.device == xpu
+    assert trainer.last.exists()
     assert asked
     assert name not in asked
 

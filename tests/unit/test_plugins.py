@@ -1,4 +1,4 @@
-"""Policies are plugins: the built-in ones come by entry points, others go before them, broken ones cost no run."""
+"""Policies are plugins: built-in modules, and others by entry points, which go first; broken ones cost no run."""
 
 from __future__ import annotations
 
