@@ -14,8 +14,9 @@ from typing import Any
 import wrapt
 
 from . import plugins
-from .patches import Patch
+from .patches import Patch, TargetMovedError
 from .policies import channels_last, compile, metrics, nms
+from .recovery import Recovery
 from .upstream import command_line, legacy, memory, model, select_device
 
 __all__ = ["ProcessPatches", "process_patches"]
@@ -46,6 +47,7 @@ class ProcessPatches:
     skipped: dict[str, str] = field(default_factory=dict)
     is_on: bool = False
     _hooked: set[str] = field(default_factory=set)
+    _recovery: Recovery = field(default_factory=Recovery)
     _lock: Any = field(default_factory=threading.RLock)
 
     def apply(self) -> None:
@@ -85,10 +87,9 @@ class ProcessPatches:
                     self._try(patch)
 
     def _try(self, patch: Patch) -> None:
-        enabled = functools.partial(_is_allowed, patch.policy) if patch.policy else None
         try:
-            restore = patch.apply(None, enabled)
-        except LookupError:
+            restore = patch.apply(None, self._guard)
+        except TargetMovedError:
             self.skipped[patch.target] = "not there" if patch.optional else "moved"
             if not patch.optional:
                 patch.warn_that_it_moved()
@@ -101,9 +102,17 @@ class ProcessPatches:
             else:
                 self.active[patch.target] = restore
 
+    def _guard(self, patch: Patch, replacement: Any, original: Any, fallback: Any) -> Any:
+        """Return what calls the replacement unless its policy is blocked, and until it fails."""
+        if not patch.policy:
+            return replacement
+        guarded = self._recovery.guard(patch, replacement, original, fallback)
 
-def _is_allowed(policy: str) -> bool:
-    return not plugins.is_blocked(policy)
+        @functools.wraps(original)
+        def unless_blocked(*args: Any, **kwargs: Any) -> Any:
+            return (original if plugins.is_blocked(patch.policy) else guarded)(*args, **kwargs)
+
+        return unless_blocked
 
 
 def _is_whole(module: ModuleType | None) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 __all__ = ["AheadBatch"]
 
 
 class AheadBatch(dict[str, Any]):
     """A batch as its loader made it, on the host, which knows its copies on the device.
 
-    To everybody who reads or changes it, it is a plain dict of what the loader gave.
+    To everybody who reads, changes, copies or pickles it, it is a plain dict of what the loader gave.
 
     Args:
         batch: The batch, by key.
@@ -21,22 +23,32 @@ class AheadBatch(dict[str, Any]):
 
     def __init__(self, batch: Mapping[str, Any], moved: Mapping[str, Any], wait: Callable[[], None]) -> None:
         super().__init__(batch)
-        self._loaded, self._moved, self._wait = dict(batch), dict(moved), wait
+        self._loaded = {key: (value, _version(value)) for key, value in batch.items()}
+        self._moved, self._wait = dict(moved), wait
 
-    def arrive(self) -> dict[str, Any]:
-        """Return the batch on the device and let go of the copies; a value that was replaced since stays as it is."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def arrive(self) -> dict[str, Any] | None:
+        """Let go of the copies on the device.
+
+        Returns:
+            The batch, on the device but for values that were added since; None where one that the loader gave was
+            changed, so that the copies aren't of what it is now.
+        """
+        unchanged = all(
+            key in self and self[key] is value and _version(value) == version
+            for key, (value, version) in self._loaded.items()
+        )
+        added = {key: value for key, value in self.items() if key not in self._loaded}
+        arrived = {**self._moved, **added} if unchanged else None
         self._wait()
-        arrived = {
-            key: self._moved[key] if key in self._moved and value is self._loaded.get(key, _ABSENT) else value
-            for key, value in self.items()
-        }
-        arrived.update({k: v for k, v in self._moved.items() if k not in self._loaded})  # a policy's own
         self.release()
         return arrived
 
     def release(self) -> None:
         """Let go of the copies on the device."""
-        self._loaded, self._moved, self._wait = {}, {}, lambda: None
+        self._loaded, self._moved, self._wait = {}, {}, _nothing
 
     @property
     def is_moved(self) -> bool:
@@ -44,4 +56,10 @@ class AheadBatch(dict[str, Any]):
         return bool(self._moved)
 
 
-_ABSENT = object()
+def _version(value: object) -> int | None:
+    """Return a number that changes with a tensor's contents; None for other values and for inference tensors."""
+    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else None
+
+
+def _nothing() -> None:
+    pass

@@ -21,16 +21,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["Patch", "applied", "patch", "stand_in"]
+__all__ = ["Patch", "TargetMovedError", "applied", "like", "patch", "stand_in"]
 
 _LOGGER = logging.getLogger("ultralytics")
 _warned: set[str] = set()  # a target that moved is worth one warning a process, not one a run
+
+Wrap = Callable[["Patch", Any, Any, Any], Any]
+"""Makes of a patch, its replacement, the original and the fallback what is put in the original's place."""
+
+
+class TargetMovedError(LookupError):
+    """A patch's target isn't there; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Patch:
         optional: Whether a known version has no such target; then nobody is warned.
         after: A module that `needed` looks at, which must be imported to its end before.
         policy: Name of the policy whose file declares it; "" outside of `policies`.
+        fallback: Makes from the run (or None) and the original what is called once the replacement has failed; by
+            default the original is.
     """
 
     target: str
@@ -59,6 +68,7 @@ class Patch:
     optional: bool = False
     after: str = ""
     policy: str = ""
+    fallback: Callable[[Any, Any], Any] | None = None
 
     @property
     def module(self) -> str:
@@ -70,28 +80,32 @@ class Patch:
         """The source, or else the target's file."""
         return self.source or self.module.replace(".", "/") + ".py"
 
-    def apply(self, run: Run | None, enabled: Callable[[], bool] | None = None) -> Callable[[], None] | None:
+    def apply(self, run: Run | None, wrap: Wrap | None = None) -> Callable[[], None] | None:
         """Make the change, if this version needs it.
 
         Args:
             run: The run that it is made for, or None for the whole process.
-            enabled: Asked at every call whether the replacement is to be called, or the original.
+            wrap: Makes what is put in the target's place; by default it is the replacement.
 
         Returns:
             What takes it back, or None where it isn't needed.
 
         Raises:
-            LookupError: The target isn't there.
+            TargetMovedError: The target isn't there.
         """
         owner, name, original = self._find()
         if self.needed is not None and not self.needed(original):
             return None
-        replacement = self.replacement(run, original)
-        if enabled is not None:
-            replacement = _switched(replacement, original, enabled)
         held = vars(owner).get(name, _ABSENT)  # of a static method not what one gets from it; absent if inherited
-        if isinstance(held, staticmethod):
-            replacement = staticmethod(replacement)
+        kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
+        if kind is classmethod:
+            original = held.__func__  # which takes the class, that of a subclass too
+        replacement = self.replacement(run, original)
+        if wrap is not None:
+            fallback = self.fallback(run, original) if self.fallback is not None else original
+            replacement = wrap(self, replacement, original, fallback)
+        if kind is not None:
+            replacement = kind(replacement)
         everywhere = self.everywhere
         if everywhere is None:
             everywhere = isinstance(original, FunctionType) and not isinstance(owner, type)
@@ -115,7 +129,7 @@ class Patch:
         """Whether this version of Ultralytics needs the patch.
 
         Raises:
-            LookupError: The target isn't there.
+            TargetMovedError: The target isn't there.
         """
         original = self._find()[2]
         return self.needed is None or bool(self.needed(original))
@@ -130,7 +144,7 @@ class Patch:
                 return owner, name, getattr(builtins, name)
             return owner, name, getattr(owner, name)
         except (ImportError, AttributeError) as error:
-            raise LookupError(self.target) from error
+            raise TargetMovedError(self.target) from error
 
     def warn_that_it_moved(self) -> None:
         """Say, once a process, that this version has no such target, and what follows."""
@@ -188,23 +202,48 @@ def stand_in(target: str, *, why: str, **more: Any) -> Callable[[Callable[[Any, 
     return declare
 
 
+def like(original: Any, **changes: Any) -> Any:
+    """Return a stand-in for a module, with some attributes of its own.
+
+    The others are the module's: as they are when they are asked for, those that it makes on first use among them.
+
+    Args:
+        original: The module.
+        **changes: The stand-in's own attributes.
+    """
+
+    class StandIn(ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            return changes[name] if name in changes else getattr(original, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            changes.pop(name, None)
+            setattr(original, name, value)
+
+        def __dir__(self) -> list[str]:
+            return sorted({*dir(original), *changes})
+
+    return StandIn(getattr(original, "__name__", "stand_in"))
+
+
 @contextmanager
 def applied(patches: Iterable[Patch], run: Run | None) -> Iterator[list[Patch]]:
     """Apply patches, and put back what was there before, whatever happens.
 
     Args:
         patches: The patches; those that this version doesn't need are skipped.
-        run: The run that they are for.
+        run: The run that they are for, whose `recovery` guards them; or None.
 
     Yields:
         The active ones.
     """
     active = []
+    wrap = run.recovery.guard if run is not None else None
     with ExitStack() as stack:
         for one in patches:
             try:
-                restore = one.apply(run)
-            except LookupError:
+                restore = one.apply(run, wrap)
+            except TargetMovedError:
                 if not one.optional:
                     one.warn_that_it_moved()
                 continue
@@ -212,16 +251,6 @@ def applied(patches: Iterable[Patch], run: Run | None) -> Iterator[list[Patch]]:
                 stack.callback(restore)
                 active.append(one)
         yield active
-
-
-def _switched(replacement: Any, original: Any, enabled: Callable[[], bool]) -> Any:
-    """Return a function that calls the replacement while it is enabled, and the original otherwise."""
-
-    @functools.wraps(original)
-    def choose(*args: Any, **kwargs: Any) -> Any:
-        return (replacement if enabled() else original)(*args, **kwargs)
-
-    return choose
 
 
 def _policy_of(function: Any) -> str:
@@ -234,5 +263,7 @@ def _holders(name: str, value: Any) -> list[Any]:
     return [
         module
         for module_name, module in list(sys.modules.items())
-        if module_name.partition(".")[0] == "ultralytics" and vars(module).get(name) is value
+        if module_name.partition(".")[0] == "ultralytics"
+        and isinstance(module, ModuleType)  # None where its import is blocked
+        and vars(module).get(name) is value
     ]

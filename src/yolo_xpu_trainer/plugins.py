@@ -16,6 +16,7 @@ import pluggy
 
 from . import hookspecs
 from .options import Option
+from .recovery import STRICT, Recovery
 
 __all__ = ["PLUGINS", "Hooks", "built_in", "declared_options", "hooks", "is_blocked", "manager"]
 
@@ -72,8 +73,8 @@ def built_in() -> tuple[str, ...]:
 
 
 def declared_options() -> list[Option[Any]]:
-    """Return every `xpu_*` option: those of the policies, of other plugins, and `xpu_plugins`."""
-    return [*_declared(manager()), PLUGINS]
+    """Return every `xpu_*` option: those of the policies, of other plugins, `xpu_plugins` and `xpu_strict`."""
+    return [*_declared(manager()), PLUGINS, STRICT]
 
 
 def _declared(pm: pluggy.PluginManager) -> list[Option[Any]]:
@@ -81,32 +82,62 @@ def _declared(pm: pluggy.PluginManager) -> list[Option[Any]]:
 
 
 class Hooks:
-    """The hooks as a run asks them: without the plugins that it blocks.
+    """The hooks as a run asks them: without the plugins that it blocks, and again without a policy that fails.
 
     Args:
         pm: The plugin manager.
         blocked: Names of plugins that aren't asked.
+        recovery: Decides what happens where a policy fails; by default its error is raised.
     """
 
-    def __init__(self, pm: pluggy.PluginManager, blocked: frozenset[str]) -> None:
+    def __init__(self, pm: pluggy.PluginManager, blocked: frozenset[str], recovery: Recovery | None = None) -> None:
         self._pm = pm
-        self._blocked = [pm.get_plugin(name) for name in blocked if pm.has_plugin(name)]
+        self._blocked = blocked
+        self._recovery = recovery
+        self._callers: dict[tuple[str, frozenset[str]], pluggy.HookCaller] = {}
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if not name.startswith("xpu_"):
             raise AttributeError(name)
-        caller = self._pm.subset_hook_caller(name, self._blocked)
-        setattr(self, name, caller)
-        return caller
+        asked = functools.partial(self._ask, name)
+        setattr(self, name, asked)
+        return asked
+
+    def implementations(self, name: str) -> list[Any]:
+        """Return who is asked by a hook, the last one first."""
+        return self._caller(name).get_hookimpls()
+
+    def _ask(self, name: str, **kwargs: Any) -> Any:
+        recovery = self._recovery
+        if recovery is None or recovery.trusts(name):
+            return self._caller(name)(**kwargs)
+        while True:
+            try:
+                answer = self._caller(name)(**kwargs)
+            except Exception as error:
+                if not recovery.gives_up(error):
+                    raise
+            else:
+                recovery.trust(name)
+                return answer
+
+    def _caller(self, name: str) -> pluggy.HookCaller:
+        blocked = self._blocked | (self._recovery.off if self._recovery else frozenset())
+        if (name, blocked) not in self._callers:
+            plugins = [self._pm.get_plugin(plugin) for plugin in blocked if self._pm.has_plugin(plugin)]
+            self._callers[name, blocked] = self._pm.subset_hook_caller(name, plugins)
+        return self._callers[name, blocked]
 
 
-def hooks(spec: str | None = None) -> Hooks:
+def hooks(spec: str | None = None, recovery: Recovery | None = None) -> Hooks:
     """Return the hooks without the blocked plugins.
 
     Args:
         spec: The value of `xpu_plugins`; by default that of the call in progress.
+        recovery: Decides what happens where a policy fails; by default its error is raised.
     """
-    return _hooks(manager(), PLUGINS.current() if spec is None else spec)
+    pm, spec = manager(), PLUGINS.current() if spec is None else spec
+    return _hooks(pm, spec) if recovery is None else Hooks(pm, _blocked(pm, spec), recovery)
 
 
 def is_blocked(name: str) -> bool:

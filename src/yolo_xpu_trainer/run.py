@@ -11,6 +11,7 @@ import torch
 
 from .devices import DeviceInfo, info
 from .options import Options
+from .recovery import Recovery
 
 __all__ = ["Precision", "Run", "Stash", "StashKey"]
 
@@ -81,6 +82,8 @@ class Run:
         options: The `xpu_*` options.
         resumed: What the checkpoint that it resumes remembers; empty for a new run.
         stash: What policies note of it.
+        recovery: Which policies failed in it and are off.
+        hooks: The hooks as this run asks them, a `yolo_xpu_trainer.plugins.Hooks`.
     """
 
     device: DeviceInfo
@@ -89,6 +92,8 @@ class Run:
     options: Options = field(default_factory=Options)
     resumed: Mapping[str, Any] = field(default_factory=dict)
     stash: Stash = field(default_factory=Stash)
+    recovery: Recovery = field(default_factory=Recovery)
+    hooks: Any = None
 
     @property
     def device_string(self) -> str:

@@ -25,6 +25,7 @@ from .errors import DeviceError, OptionValueError, RunUnderWayError
 from .options import Options
 from .patches import Patch, applied, patch
 from .plugins import PLUGINS, Hooks, declared_options, hooks
+from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings
 from .upstream import legacy
 from .upstream.child_processes import CHILD_VARIABLE, environment_patch
@@ -38,6 +39,7 @@ else:
 _LOGGER = logging.getLogger("ultralytics")
 _one_run = threading.RLock()
 _AMP_NAMES = ("bf16", "fp16", "fp32")
+_TRAINER_MODULE = "ultralytics.engine.trainer"
 
 # Each trainer of ours, and the module and the name of Ultralytics' that it extends.
 TRAINERS = {
@@ -90,6 +92,17 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
     automatic = False
     given: Mapping[str, Any] = MappingProxyType({})
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Warn of a class whose bases stand in an order in which the mixin would do nothing."""
+        super().__init_subclass__(**kwargs)
+        before = [base for base in cls.__mro__[: cls.__mro__.index(XPUTrainer)] if base.__module__ == _TRAINER_MODULE]
+        if before:
+            bases = ", ".join(["XPUTrainer", *(b.__name__ for b in cls.__bases__ if b is not XPUTrainer)])
+            _LOGGER.warning(
+                f"XPU: class {cls.__name__} trains as plain Ultralytics does, because XPUTrainer stands behind "
+                f"Ultralytics' own trainer among its bases. Write `class {cls.__name__}({bases})`."
+            )
+
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
         self._given = {**self.given, **Options.pop_from(overrides, declared_options())}
@@ -112,10 +125,11 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 self.args.amp = self._amp if knows_named_precisions() else self._amp != "fp32"
             return
         options = Options.resolve(declared_options(), self._given, saved.get("options", {}))
-        self._hooks: Hooks = hooks(options[PLUGINS])
-        precision = self._decide_precision(indices, saved)
-        self.xpu = Run(devices.info(indices[0]), indices, precision, options, resumed=saved)
-        self._hooks.xpu_configure(trainer=self)
+        recovery = Recovery(lambda: options[STRICT])
+        asking = hooks(options[PLUGINS], recovery)
+        precision = self._decide_precision(asking, indices, saved)
+        self.xpu = Run(devices.info(indices[0]), indices, precision, options, saved, recovery=recovery, hooks=asking)
+        asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
 
@@ -145,13 +159,13 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             )
         return indices
 
-    def _decide_precision(self, indices: tuple[int, ...], saved: dict[str, Any]) -> Precision:
+    def _decide_precision(self, asking: Hooks, indices: tuple[int, ...], saved: dict[str, Any]) -> Precision:
         """Decide how the run computes; several devices agree on what the least of them can."""
         requested, source = self._requested_amp(saved)
-        choices = [self._hooks.xpu_precision(device=devices.info(i), requested=requested) for i in indices]
+        choices = [asking.xpu_precision(device=devices.info(i), requested=requested) for i in indices]
         choices = [Precision("fp32", "no plugin decides it") if choice is None else choice for choice in choices]
         if not all(isinstance(choice, Precision) for choice in choices):
-            asked = ", ".join(h.plugin_name for h in reversed(self._hooks.xpu_precision.get_hookimpls()))
+            asked = ", ".join(h.plugin_name for h in reversed(asking.implementations("xpu_precision")))
             raise TypeError(
                 f"xpu_precision returned {choices!r}, but must return a Precision. Plugins asked, in order: {asked}."
             )
@@ -212,7 +226,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             self.xpu.environment(),
             "DDP workers, which never run the user's script, would not know the run's precision and options",
         )
-        wanted = [one for patches in self._hooks.xpu_patches(trainer=self) for one in patches]
+        wanted = [one for patches in self.xpu.hooks.xpu_patches(trainer=self) for one in patches]
         return [children, *legacy.RUN_PATCHES * (len(self.xpu.indices) > 1), *_seams(self), *wanted]
 
     def _setup_ddp(self, *args: Any) -> None:
@@ -225,7 +239,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
 
     def _setup_train(self, *args: Any) -> None:
         if self.xpu is not None and RANK in {-1, 0}:
-            phrases = [str(self.xpu), *reversed(self._hooks.xpu_report(trainer=self))]
+            phrases = [str(self.xpu), *reversed(self.xpu.hooks.xpu_report(trainer=self))]
             _LOGGER.info(f"{colorstr('XPU:')} {', '.join(phrases)}")
         super()._setup_train(*args)
 
@@ -233,12 +247,12 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         """Prepare the model, which Ultralytics has just moved to the device, as the policies want it."""
         super().set_model_attributes()
         if self.xpu is not None:
-            self._hooks.xpu_prepare_model(trainer=self)
+            self.xpu.hooks.xpu_prepare_model(trainer=self)
 
     def resume_training(self, ckpt: Any) -> None:
         """Prepare what the policies bring, then load the resumed run's state into it."""
         if self.xpu is not None:
-            self._hooks.xpu_after_setup(trainer=self)
+            self.xpu.hooks.xpu_after_setup(trainer=self)
         super().resume_training(ckpt)
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
@@ -246,7 +260,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         if self.xpu is None:
             return loader
-        wrapped = self._hooks.xpu_wrap_dataloader(trainer=self, loader=loader, mode=mode)
+        wrapped = self.xpu.hooks.xpu_wrap_dataloader(trainer=self, loader=loader, mode=mode)
         return loader if wrapped is None else wrapped
 
     def validate(self) -> Any:
@@ -267,8 +281,12 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
     @contextmanager
     def _around(self, hook: str) -> Iterator[None]:
         with ExitStack() as stack:
-            for context in getattr(self._hooks, hook)(trainer=self) if self.xpu is not None else []:
-                stack.enter_context(context)
+            for context in getattr(self.xpu.hooks, hook)(trainer=self) if self.xpu is not None else []:
+                try:
+                    stack.enter_context(context)
+                except Exception as error:
+                    if not _run(self).recovery.gives_up(error):
+                        raise
             yield
 
 
@@ -276,40 +294,78 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
 # them is seen by both, as if Ultralytics did it.
 
 
-def _preprocess_batch(original: Callable[..., Any], self: Any, batch: Any) -> Any:
-    """Move a batch to the device as the policies want it, then let Ultralytics normalise it."""
-    if getattr(self, "xpu", None) is not None and isinstance(batch, dict):
-        if isinstance(batch, AheadBatch) and batch.is_moved:
-            batch = batch.arrive()
-        else:
-            moved = self._hooks.xpu_move_batch(trainer=self, batch=batch)
-            batch = batch if moved is None else moved
-        self._hooks.xpu_arrange_batch(trainer=self, batch=batch)
-    return original(self, batch)
+def _preprocess_batch(trainer: XPUTrainer) -> Callable[..., Any]:
+    def preprocess_batch(original: Callable[..., Any], self: Any, batch: Any) -> Any:
+        """Move a batch to the device as the policies want it, in the caller's own dict, then let Ultralytics go on."""
+        if self is trainer and isinstance(batch, dict):
+            asking = _run(trainer).hooks
+            moved = batch.arrive() if isinstance(batch, AheadBatch) and batch.is_moved else None
+            if moved is None:
+                moved = asking.xpu_move_batch(trainer=trainer, batch=batch)
+            if moved is not None and moved is not batch:
+                for key in batch.keys() - moved.keys():
+                    del batch[key]
+                batch.update(moved)
+            asking.xpu_arrange_batch(trainer=trainer, batch=batch)
+        return original(self, batch)
+
+    return preprocess_batch
 
 
-def _build_optimizer(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build an optimizer as the policies want it."""
-    optimizer = original(self, *args, **kwargs)
-    if getattr(self, "xpu", None) is None:
-        return optimizer
-    prepared = self._hooks.xpu_prepare_optimizer(trainer=self, optimizer=optimizer)
-    return optimizer if prepared is None else prepared
+def _build_optimizer(trainer: XPUTrainer) -> Callable[..., Any]:
+    def build_optimizer(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build an optimizer as the policies want it."""
+        optimizer = original(self, *args, **kwargs)
+        if self is not trainer:
+            return optimizer
+        prepared = _run(trainer).hooks.xpu_prepare_optimizer(trainer=trainer, optimizer=optimizer)
+        return optimizer if prepared is None else prepared
+
+    return build_optimizer
+
+
+def _forward(trainer: XPUTrainer) -> Callable[..., Any]:
+    def forward(original: Callable[..., Any], self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute a batch's loss; the first one's once more where a policy that took part in it failed."""
+        recovery = _run(trainer).recovery
+        if not isinstance(x, dict) or not torch.is_grad_enabled() or recovery.trusts(_LOSS):
+            return original(self, x, *args, **kwargs)
+        while True:
+            try:
+                loss = original(self, x, *args, **kwargs)
+            except Exception as error:
+                if not recovery.gives_up(error):
+                    raise
+            else:
+                recovery.trust(_LOSS)
+                return loss
+
+    return forward
+
+
+_LOSS = "the loss of a batch"
+_MODEL = "ultralytics.nn.tasks:BaseModel.forward"
 
 
 def _seams(trainer: XPUTrainer) -> list[Patch]:
     """Return the patches of Ultralytics' own methods that a trainer inherits, by which policies are asked."""
-    found = []
-    for method, why, function in (
-        ("preprocess_batch", "batches would be copied one tensor after the other, in their steps", _preprocess_batch),
-        ("build_optimizer", "optimizers would not be fused", _build_optimizer),
+    found = [patch(_MODEL, why="a policy that fails within the loss would end the run")(_forward(trainer))]
+    for why, function in (
+        ("batches would be copied one tensor after the other, in their steps", _preprocess_batch(trainer)),
+        ("optimizers would not be fused", _build_optimizer(trainer)),
     ):
+        method = function.__name__
         for upstream in type(trainer).__mro__:
             if upstream.__module__.partition(".")[0] == "ultralytics" and method in vars(upstream):
                 target = f"{upstream.__module__}:{upstream.__qualname__}.{method}"
                 found.append(patch(target, why=why)(function))
                 break
     return found
+
+
+def _run(trainer: XPUTrainer) -> Run:
+    assert trainer.xpu is not None
+    return trainer.xpu
 
 
 if TYPE_CHECKING:  # made on first use, below: each exists where the installed Ultralytics has its base

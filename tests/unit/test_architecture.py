@@ -22,6 +22,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 LAYERS = (
     {"errors", "batches", "transfer", "versions", "patches"},
     {"options", "devices"},
+    {"recovery"},
     {"run"},
     {"hookspecs"},
     {"plugins"},

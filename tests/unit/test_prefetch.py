@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from yolo_xpu_trainer import Options, devices
 from yolo_xpu_trainer.batches import AheadBatch
 from yolo_xpu_trainer.errors import OptionValueError
+from yolo_xpu_trainer.plugins import hooks
 from yolo_xpu_trainer.policies.prefetch import PREFETCH, LookAhead
 from yolo_xpu_trainer.run import Precision, Run
 
@@ -55,7 +58,7 @@ def loader(xpu: torch.device) -> Loader:
 @pytest.fixture
 def ahead(xpu: torch.device, loader: Loader) -> LookAhead:
     """Goes two batches ahead through the loader."""
-    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options(prefetch=2))
+    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options(prefetch=2), hooks=hooks())
     return LookAhead(SimpleNamespace(device=xpu, xpu=run, train_loader=loader), 2)
 
 
@@ -100,12 +103,35 @@ def test_a_release_lets_go_of_the_batches(ahead: LookAhead, loader: Loader) -> N
     assert list(iterator) == []
 
 
-def test_a_value_that_was_replaced_or_added_is_not_overwritten(ahead: LookAhead, loader: Loader) -> None:
+def test_a_value_that_was_added_is_kept(ahead: LookAhead, loader: Loader) -> None:
     batch = next(ahead.through(loader))
-    batch["img"], batch["more"] = torch.ones(1), "text"
+    batch["more"] = "text"
     arrived = batch.arrive()
-    assert arrived["img"].device.type == "cpu"
+    assert arrived["img"].device.type == "xpu"
     assert arrived["more"] == "text"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: batch.update(img=torch.ones(1)),
+        lambda batch: batch["img"].add_(1),
+        lambda batch: batch.pop("img"),
+    ],
+    ids=["replaced", "in place", "removed"],
+)
+def test_a_batch_that_was_changed_has_no_copies(ahead: LookAhead, loader: Loader, change: Any) -> None:
+    batch = next(ahead.through(loader))
+    change(batch)
+    assert batch.arrive() is None
+    assert not batch.is_moved
+
+
+def test_a_copy_of_a_batch_is_a_plain_dict(ahead: LookAhead, loader: Loader) -> None:
+    batch = next(ahead.through(loader))
+    for same in (copy.copy(batch), copy.deepcopy(batch), pickle.loads(pickle.dumps(batch)), batch.copy()):
+        assert type(same) is dict
+        assert torch.equal(same["img"], batch["img"])
 
 
 # Options

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..devices import RELAXED_LIMITS
 from ..hookspecs import hookimpl
-from ..patches import Patch, applied, patch, stand_in
+from ..patches import Patch, applied, like, patch, stand_in
 from ..run import Run
 from ..versions import needs_accelerators
 
@@ -188,7 +188,7 @@ def _measuring(probes: list[Probe], reserved: int) -> list[Patch]:
         everywhere=False,
     )
     def torch_of_profiler(run: Run, original: Any) -> Any:
-        return SimpleNamespace(**{**vars(original), "cuda": torch.xpu})
+        return like(original, cuda=torch.xpu)
 
     @stand_in(
         "ultralytics.utils.autobatch:torch",
@@ -198,7 +198,7 @@ def _measuring(probes: list[Probe], reserved: int) -> list[Patch]:
     )
     def torch_of_autobatch(run: Run, original: Any) -> Any:
         backends = SimpleNamespace(cudnn=SimpleNamespace(benchmark=False))
-        return SimpleNamespace(**{**vars(original), "cuda": _figures(run, reserved), "backends": backends})
+        return like(original, cuda=_figures(run, reserved), backends=backends)
 
     @stand_in(
         "ultralytics.utils.autobatch:get_torch_device_backend",
@@ -216,7 +216,7 @@ def _measuring(probes: list[Probe], reserved: int) -> list[Patch]:
     return [torch_of_profiler, torch_of_autobatch, backend, profiling("profile_ops"), profiling("profile")]
 
 
-def _figures(run: Run, reserved: int) -> SimpleNamespace:
+def _figures(run: Run, reserved: int) -> Any:
     """Return a stand-in for `torch.xpu` that tells the memory which this process can have.
 
     Where Ultralytics doesn't ask for free memory, it takes all of a device's for it: then that is the total.
@@ -232,8 +232,7 @@ def _figures(run: Run, reserved: int) -> SimpleNamespace:
             name=device.name, total_memory=device.total_memory if _asks_for_free_memory() else usable
         )
 
-    ours = {"mem_get_info": mem_get_info, "get_device_properties": get_device_properties}
-    return SimpleNamespace(**{**vars(torch.xpu), **ours})
+    return like(torch.xpu, mem_get_info=mem_get_info, get_device_properties=get_device_properties)
 
 
 def _asks_for_free_memory() -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..hookspecs import hookimpl
-from ..patches import Patch, applied, stand_in
+from ..patches import Patch, applied, like, stand_in
 from ..run import CHECKPOINT_KEY, Run
 
 __all__: list[str] = []
@@ -33,7 +32,7 @@ def _remembering(settings: dict[str, Any]) -> Patch:
                     averaged.to(memory_format=torch.contiguous_format)
             return original.save(obj, *args, **kwargs)
 
-        return SimpleNamespace(**{**vars(original), "save": save})
+        return like(original, save=save)
 
     return torch_that_remembers
 

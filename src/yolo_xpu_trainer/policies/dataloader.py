@@ -62,4 +62,6 @@ def _pins_for_the_accelerator() -> bool:
     """Whether this PyTorch pins for whatever accelerator there is (from 2.7 on), or for CUDA unless told."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return bool(getattr(iter(DataLoader([0], pin_memory=True)), "_pin_memory", True))  # type: ignore[arg-type]
+        # A generator of its own: an iterator draws a seed, which would be the next one of the process otherwise.
+        loader: Any = DataLoader([0], pin_memory=True, generator=torch.Generator())  # type: ignore[arg-type]
+        return bool(getattr(iter(loader), "_pin_memory", True))

@@ -6,7 +6,6 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..hookspecs import hookimpl
 from ..options import Option
-from ..patches import Patch, patch, stand_in
+from ..patches import Patch, like, patch, stand_in
 from ..run import Run, StashKey
 
 __all__ = ["LabelCounts"]
@@ -174,7 +173,7 @@ def torch_of_losses(run: Run, original: Any) -> Any:
                 _remember(run, joined, known.total, known.max_per_image)
         return joined
 
-    return SimpleNamespace(**{**vars(original), "tensor": tensor, "cat": cat})
+    return like(original, tensor=tensor, cat=cat)
 
 
 @hookimpl

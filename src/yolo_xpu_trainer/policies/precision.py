@@ -35,10 +35,22 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision:
     return Precision("fp32", "the device has neither matrix units nor float16")
 
 
+def _in_float32(run: Run, original: Any) -> Callable[..., Any]:
+    """Return what is called where `autocast` fails: Ultralytics' own would train in fp16 without a scaler."""
+
+    def autocast(enabled: bool | torch.dtype, device: str = "xpu") -> Any:
+        run.fall_back_to_fp32("the policy for mixed precision failed")
+        validating = bool(enabled) and not torch.is_grad_enabled()  # on images that Ultralytics has made float16
+        return torch.amp.autocast("xpu", torch.float16, enabled=validating)
+
+    return autocast
+
+
 @patch(
     "ultralytics.utils.torch_utils:autocast",
     why="it refuses bf16 on every device but CUDA and takes fp16 there; before 8.4.111 it means CUDA's autocast",
     source="ultralytics/utils/torch_utils.py, autocast: 'bfloat16 autocast requires CUDA …'; Lightning#21982",
+    fallback=_in_float32,
 )
 def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype, device: str = "xpu") -> Any:
     """Enter the run's autocast; before 8.4.111 Ultralytics asks for CUDA's by default."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
@@ -16,7 +16,6 @@ from ..batches import AheadBatch
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..patches import Patch, patch, stand_in
-from ..plugins import hooks
 from ..run import Run, StashKey
 
 __all__ = ["LookAhead"]
@@ -55,8 +54,8 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     def enumerate_ahead(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a stand-in for `enumerate`, by which Ultralytics goes through an epoch's batches."""
 
-        def enumerating(iterable: Any, start: int = 0) -> Any:
-            return original(ahead.through(iterable) if ahead.applies_to(iterable) else iterable, start)
+        def enumerating(iterable: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(ahead.through(iterable) if ahead.applies_to(iterable) else iterable, *args, **kwargs)
 
         return enumerating
 
@@ -117,8 +116,8 @@ class LookAhead:
         )
 
     def through(self, loader: Any) -> Generator[Any, None, None]:
-        """Iterate over a loader's batches."""
-        iteration = self._ahead_of(loader)
+        """Iterate over a loader's batches, whose iterator is made at once, as `enumerate` does."""
+        iteration = self._ahead_of(iter(loader))
         self._iterations.add(iteration)
         return iteration
 
@@ -127,10 +126,10 @@ class LookAhead:
         for iteration in list(self._iterations):
             iteration.close()
 
-    def _ahead_of(self, loader: Any) -> Generator[Any, None, None]:
+    def _ahead_of(self, batches: Iterator[Any]) -> Generator[Any, None, None]:
         # No variable holds a batch here, because it would live until the next one is asked for.
         ahead: deque[Any] = deque()
-        moving = map(self._move, loader)
+        moving = map(self._move, batches)
         ahead.extend(islice(moving, self._depth))
         while True:
             ahead.extend(islice(moving, 1))
@@ -147,13 +146,11 @@ class LookAhead:
             if self._stream is None:
                 self._stream = torch.xpu.Stream(device)  # type: ignore[no-untyped-call]
             with torch.xpu.stream(self._stream):
-                moved = hooks().xpu_move_batch(trainer=self._trainer, batch=batch)
+                moved = self._trainer.xpu.hooks.xpu_move_batch(trainer=self._trainer, batch=batch)
             if moved is None:
                 return batch
             there = self._stream.record_event()
-        except RuntimeError as error:
-            if "DEVICE_LOST" in str(error):
-                raise
+        except torch.OutOfMemoryError as error:
             # Ultralytics halves the batch when a step runs out of memory; out here the error would end the run.
             self._failed = True
             _LOGGER.warning(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
-from ..patches import Patch
+from ..patches import Patch, like
 
 __all__ = ["CHILD_VARIABLE", "environment_patch"]
 
@@ -29,7 +28,7 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
             kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **environment, CHILD_VARIABLE: "1"}
             return subprocess.run(*args, **kwargs)
 
-        return SimpleNamespace(**{**vars(original), "run": launch})
+        return like(original, run=launch)
 
     return Patch(
         f"{module}:subprocess",

@@ -6,14 +6,13 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from .. import devices
 from ..errors import DeviceError
-from ..patches import patch, stand_in
+from ..patches import like, patch, stand_in
 from ..plugins import hooks
 from ..run import Precision, Run
 from ..versions import knows_accelerators, needs_accelerators
@@ -93,7 +92,7 @@ def torch_with_cuda_devices_as_xpu(run: Any, original: Any) -> Any:
     def device(kind: str, *index: int) -> torch.device:
         return torch.device("xpu" if kind == "cuda" else kind, *index)
 
-    return SimpleNamespace(**{**vars(original), "device": device, "cuda": torch.xpu})
+    return like(original, device=device, cuda=torch.xpu)
 
 
 def name_every_device(trainer: Any) -> None:

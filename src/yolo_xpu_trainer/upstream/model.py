@@ -28,7 +28,7 @@ def trainers_for(upstream: type) -> dict[str, type]:
     """Return the registered trainers that can stand for one of Ultralytics', by the names that users give."""
     found: dict[str, type] = {}
     # The plugin that was registered last is heard last, and wins.
-    for plugin in hooks().xpu_trainers.get_hookimpls():
+    for plugin in hooks().implementations("xpu_trainers"):
         try:
             found.update(plugin.function(*(upstream for _ in plugin.argnames)))
         except Exception as error:

@@ -1,0 +1,154 @@
+"""The last resort: a policy of ours that fails in a way nobody foresaw is switched off, and the run goes on.
+
+That happens in the first batch and in the first validation. Later errors end a run, as errors of devices, of memory and
+of users' code always do.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from types import FrameType, ModuleType
+from typing import Any
+
+import torch
+
+from .errors import XPUTrainerError
+from .options import Option
+from .patches import Patch
+
+__all__ = ["ISSUES", "STRICT", "Recovery"]
+
+_LOGGER = logging.getLogger("ultralytics")
+
+ISSUES = "https://github.com/yolo-xpu-trainer/yolo-xpu-trainer/issues"
+STRICT = Option(
+    "strict",
+    False,
+    "an error in a built-in policy ends the run, instead of switching the policy off for the rest of it",
+    modes="all",
+)
+_PACKAGE = __name__.partition(".")[0]
+_POLICIES = f"{_PACKAGE}.policies."
+_OF_DEVICES = (
+    "DEVICE_LOST",
+    "UR_RESULT",
+    "UR error",
+    "out of memory",
+    "out of device memory",
+)
+
+
+class Recovery:
+    """Which policies were switched off because they failed, in a run or in a process.
+
+    Args:
+        strict: Asked when a policy fails: whether its error is raised.
+    """
+
+    def __init__(self, strict: Callable[[], bool] = STRICT.current) -> None:
+        self.off: frozenset[str] = frozenset()
+        self._strict = strict
+        self._worked: set[tuple[str, bool]] = set()
+
+    def trusts(self, what: str) -> bool:
+        """Whether a hook or a patch, by name, has worked already: with gradients in training, without in validation."""
+        return (what, torch.is_grad_enabled()) in self._worked
+
+    def trust(self, what: str) -> None:
+        """Note that a hook or a patch has worked."""
+        self._worked.add((what, torch.is_grad_enabled()))
+
+    def gives_up(self, error: Exception) -> bool:
+        """Switch off the policy that an error comes from, and say so.
+
+        Args:
+            error: What was raised.
+
+        Returns:
+            Whether that was done. Not where the innermost frame, but PyTorch's own, isn't this package's; nor where the
+            error is one of a device, of memory, or one that the package raises for its user.
+        """
+        if isinstance(error, (XPUTrainerError, MemoryError, torch.OutOfMemoryError)):
+            return False
+        if any(text.lower() in str(error).lower() for text in _OF_DEVICES):
+            return False
+        frame, policy = _origin(error)
+        if not policy or policy in self.off or self._strict():
+            return False
+        assert frame is not None
+        self.off |= {policy}
+        place = f"{frame.f_globals['__name__'].removeprefix(_PACKAGE + '.')}, {frame.f_code.co_name}"
+        _LOGGER.warning(
+            f"XPU: the policy {policy!r} failed and is switched off; this goes on without it, perhaps slower: "
+            f"{type(error).__name__}: {error} (in {place}). Please report it at {ISSUES}, with this line and what "
+            f"`yolo-xpu doctor` prints. xpu_strict=True raises the error, xpu_plugins=-{policy} avoids it."
+        )
+        return True
+
+    def guard(self, patch: Patch, replacement: Any, original: Any, fallback: Any) -> Any:
+        """Return what calls a patch's replacement, and the fallback from the moment on that its policy failed.
+
+        Args:
+            patch: The patch; that of no policy isn't guarded.
+            replacement: What stands in the original's place.
+            original: What it replaces.
+            fallback: What is called, once the policy failed, instead of the replacement.
+        """
+        if not patch.policy:
+            return replacement
+        if isinstance(original, ModuleType):
+            return _switched(lambda: fallback if patch.policy in self.off else replacement, original.__name__)
+
+        @functools.wraps(original)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if patch.policy in self.off:
+                return fallback(*args, **kwargs)
+            if self.trusts(patch.target):
+                return replacement(*args, **kwargs)
+            try:
+                result = replacement(*args, **kwargs)
+            except Exception as error:
+                if not self.gives_up(error):
+                    raise
+                return fallback(*args, **kwargs)
+            self.trust(patch.target)
+            return result
+
+        return guarded
+
+
+def _switched(choose: Callable[[], Any], name: str) -> ModuleType:
+    """Return a stand-in for a module that is, at every use, the one that is chosen."""
+
+    class Switched(ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(choose(), name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(choose(), name, value)
+
+    return Switched(name)
+
+
+def _origin(error: BaseException) -> tuple[FrameType | None, str]:
+    """Return the frame that an error comes from, but for PyTorch's, and the policy that it belongs to, or ""."""
+    frames = [frame for frame in _frames(error) if _root(frame) != "torch"]
+    if not frames or _root(frames[-1]) != _PACKAGE:
+        return None, ""
+    names = [str(frame.f_globals.get("__name__", "")) for frame in reversed(frames)]
+    policy = next((n.removeprefix(_POLICIES).partition(".")[0] for n in names if n.startswith(_POLICIES)), "")
+    return frames[-1], policy
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    """Yield the frames of an error's traceback, from the outermost to the innermost."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def _root(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
