@@ -18,12 +18,12 @@ from typing import Any, Generic, TypeVar
 
 from .errors import OptionValueError, UnknownOptionError
 
-__all__ = ["Option", "Options"]
+__all__ = ["TRUE_WORDS", "Option", "Options"]
 
 T = TypeVar("T", bool, int, float, str)
 
 _PREFIX, _VARIABLE_PREFIX = "xpu_", "YOLO_XPU_"
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+TRUE_WORDS, _FALSE_WORDS = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _scope: ContextVar[Mapping[str, Any]] = ContextVar("xpu_options", default=MappingProxyType({}))
 
 
@@ -91,7 +91,7 @@ class Option(Generic[T]):
             parsed = text
         elif isinstance(self.default, bool):  # a bool is an int, too
             expected = "True or False"
-            parsed = True if text.lower() in _TRUE else False if text.lower() in _FALSE else None
+            parsed = True if text.lower() in TRUE_WORDS else False if text.lower() in _FALSE_WORDS else None
         elif isinstance(self.default, int):
             expected = "an integer ≥ 0"
             parsed = int(text) if text.isascii() and text.isdigit() else None

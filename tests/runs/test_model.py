@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -411,6 +412,61 @@ def test_the_command_yolo_trains_by_name_with_options(data: TrainingData, tmp_pa
     assert saved["xpu_trainer"]["options"]["pin_memory"] is False
     for names in (YAML.load(tmp_path / "run" / "args.yaml"), saved["train_args"]):
         assert not {"trainer", "xpu_pin_memory"} & set(names)
+
+
+# The same script as pip writes for `yolo` and `ultralytics`.
+CONSOLE_SCRIPT = """
+import sys
+from {module} import {name}
+if __name__ == "__main__":
+    sys.exit({name}())
+"""
+
+
+def run_console_script(folder: Path, script: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Ultralytics' commands in a process of its own."""
+    (entry,) = distribution("ultralytics").entry_points.select(group="console_scripts", name=script)
+    module, name = entry.value.split(":")
+    (folder / script).write_text(CONSOLE_SCRIPT.format(module=module, name=name))
+    environment = {**os.environ, "XPU_SIMULATOR": "arc-b580", **variables}
+    command = [sys.executable, str(folder / script), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+REFUSED = {
+    "an option": ("train", "xpu_chanels_last=False", "There is no option 'xpu_chanels_last'. Did you mean"),
+    "a value": ("predict", "xpu_fast_nms=perhaps", "xpu_fast_nms='perhaps' is invalid"),
+    "a device": ("val", "device=xpu:7", "Asked for xpu:7, but this process sees 1 XPU"),
+    "a trainer": ("train", "trainer=xpuu", "trainer='xpuu' is not registered"),
+}
+
+
+@pytest.mark.parametrize("script", ["yolo", "ultralytics"])
+@pytest.mark.parametrize("refused", REFUSED)
+def test_the_command_ends_with_one_line_where_we_refuse_to_go_on(script: str, refused: str, tmp_path: Path) -> None:
+    mode, word, said = REFUSED[refused]
+    done = run_console_script(tmp_path, script, mode, "model=yolo11n.yaml", "data=coco8.yaml", word)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"yolo: error: {said}")
+
+
+@pytest.mark.parametrize(("value", "shown"), [("true", True), (" ON", True), ("false", False)])
+def test_the_command_shows_the_traceback_where_the_user_asks_for_more_words(
+    value: str, shown: bool, tmp_path: Path
+) -> None:
+    words = ("train", "model=yolo11n.yaml", "trainer=xpuu")
+    done = run_console_script(tmp_path, "yolo", *words, YOLO_VERBOSE=value)
+    assert done.returncode == 2
+    assert ("Traceback" in done.stderr) is shown
+    assert "trainer='xpuu' is not registered" in done.stderr.splitlines()[-1]
+
+
+def test_the_command_shows_the_traceback_of_any_other_error(tmp_path: Path) -> None:
+    done = run_console_script(tmp_path, "yolo", "train", "model=yolo11n.yaml", "epocs=3")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 # Devices of every form
