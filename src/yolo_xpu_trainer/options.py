@@ -18,12 +18,13 @@ from typing import Any, Generic, TypeVar
 
 from .errors import OptionValueError, UnknownOptionError
 
-__all__ = ["TRUE_WORDS", "Option", "Options"]
+__all__ = ["TRUE_WORDS", "Option", "Options", "nearest", "unknown_variables"]
 
 T = TypeVar("T", bool, int, float, str)
 
 _PREFIX, _VARIABLE_PREFIX = "xpu_", "YOLO_XPU_"
 TRUE_WORDS, _FALSE_WORDS = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+_OTHER_VARIABLES = frozenset({"amp", "autoload", "child", "trainer"})  # `YOLO_XPU_…` that are no option's
 _scope: ContextVar[Mapping[str, Any]] = ContextVar("xpu_options", default=MappingProxyType({}))
 
 
@@ -183,7 +184,8 @@ class Options:
         given = {key: overrides.pop(key) for key in [key for key in overrides if key.startswith(_PREFIX)]}
         for key, value in given.items():
             if key not in known:
-                near = difflib.get_close_matches(key.lower(), known, n=3, cutoff=0.5)
+                names = nearest(key[len(_PREFIX) :].lower(), [option.name for option in known.values()])
+                near = [_PREFIX + name for name in names]
                 hint = f"Did you mean {' or '.join(near)}?" if near else f"The options are {', '.join(sorted(known))}."
                 raise UnknownOptionError(f"There is no option {key!r}. {hint}", name=key, value=value, suggestions=near)
         return {known[key].name: known[key].parse(value) for key, value in given.items()}
@@ -210,3 +212,24 @@ class Options:
             _VARIABLE_PREFIX + name.upper(): str(int(value) if isinstance(value, bool) else value)
             for name, value in values.items()
         }
+
+
+def unknown_variables(declared: Iterable[Option[Any]]) -> dict[str, list[str]]:
+    """Return the variables `YOLO_XPU_…` of this process that nobody reads, each with the nearest that somebody does.
+
+    Args:
+        declared: Every option that there is.
+    """
+    known = {option.name for option in declared} | _OTHER_VARIABLES
+    found = (name for name in sorted(os.environ) if name.startswith(_VARIABLE_PREFIX))
+    names = {variable: variable[len(_VARIABLE_PREFIX) :].lower() for variable in found}
+    return {
+        variable: [_VARIABLE_PREFIX + near.upper() for near in nearest(name, known)]
+        for variable, name in names.items()
+        if name not in known
+    }
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three of the known names that a misspelt one may have meant, best first."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import logging
@@ -15,9 +14,9 @@ from typing import Any
 import pluggy
 
 from . import hookspecs
-from .options import Option
+from .options import Option, nearest, unknown_variables
 
-__all__ = ["PLUGINS", "Hooks", "built_in", "declared_options", "hooks", "is_blocked", "manager"]
+__all__ = ["PLUGINS", "Hooks", "built_in", "check_environment", "declared_options", "hooks", "is_blocked", "manager"]
 
 PLUGINS = Option(
     "plugins",
@@ -26,6 +25,7 @@ PLUGINS = Option(
     '`""` none of them',
     modes="all",
 )
+_reported: set[str] = set()  # variables that nobody reads are worth one warning a process
 _LOGGER = logging.getLogger("ultralytics")  # what happens in a run goes where Ultralytics reports it
 
 
@@ -74,6 +74,26 @@ def built_in() -> tuple[str, ...]:
 def declared_options() -> list[Option[Any]]:
     """Return every `xpu_*` option: those of the policies, of other plugins, and `xpu_plugins`."""
     return [*_declared(manager()), PLUGINS]
+
+
+def check_environment() -> None:
+    """Read what the environment says of a call that is about to run on an XPU, before any data is loaded.
+
+    Variables that nobody reads are named in a warning each, once a process; a DDP worker leaves that to its parent.
+
+    Raises:
+        OptionValueError: An option that acts in every mode has an invalid value.
+    """
+    declared = declared_options()
+    if "LOCAL_RANK" not in os.environ:
+        for variable, near in unknown_variables(declared).items():
+            if variable not in _reported:
+                _reported.add(variable)
+                hint = f"Did you mean {' or '.join(near)}?" if near else "`yolo-xpu options` lists the options."
+                _LOGGER.warning(f"XPU: {variable} is set, but has no effect: there is no such variable. {hint}")
+    for option in declared:
+        if option.modes == "all":
+            option.current()
 
 
 def _declared(pm: pluggy.PluginManager) -> list[Option[Any]]:
@@ -125,7 +145,7 @@ def _blocked(pm: pluggy.PluginManager, spec: str) -> frozenset[str]:
     allowed, refused = _read(spec)
     loaded = {name for name, _ in pm.list_name_plugin()}
     for name in sorted({*(allowed or ()), *refused} - loaded):
-        near = difflib.get_close_matches(name, loaded, n=1)
+        near = nearest(name, loaded)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         _LOGGER.warning(
             f"XPU: {PLUGINS.key}={spec!r} names {name!r}, which is not loaded.{hint} `yolo-xpu plugins` lists them."

@@ -352,6 +352,63 @@ def test_options_in_a_configuration_file_count_too(xpu: torch.device, choose: Ch
     assert trainer.xpu.options == options(pin_memory=False)
 
 
+# The environment
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "predict"])
+def test_a_variable_that_nobody_reads_is_reported_once_a_process(
+    mode: str,
+    xpu: torch.device,
+    data: TrainingData,
+    best: str,
+    image: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[logging.LogRecord],
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_PREFTCH", "0")
+    for _ in range(2):
+        MODES[mode](YOLO(best), data("detect"), image)
+    (line,) = messages(log)
+    assert "YOLO_XPU_PREFTCH is set, but has no effect" in line
+    assert "Did you mean YOLO_XPU_PREFETCH?" in line
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "predict"])
+def test_a_bad_value_is_refused_before_any_data_is_looked_for(
+    mode: str, xpu: torch.device, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_FAST_NMS", "perhaps")
+    with pytest.raises(OptionValueError, match="YOLO_XPU_FAST_NMS='perhaps'"):
+        MODES[mode](YOLO(best), "does-not-exist.yaml", "does-not-exist.png")
+
+
+BAD = {
+    "YOLO_XPU_AMP": "fp8",
+    "YOLO_XPU_FAST_NMS": "perhaps",
+    "YOLO_XPU_PLUGINS": "-nobodys",
+    "YOLO_XPU_PREFETCH": "lots",
+    "YOLO_XPU_PREFTCH": "0",
+}
+
+
+@pytest.mark.parametrize("profile", ["arc-b580", "none"])
+def test_on_the_cpu_the_environment_is_not_read(
+    profile: str,
+    data: TrainingData,
+    best: str,
+    image: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[logging.LogRecord],
+) -> None:
+    for variable, value in BAD.items():
+        monkeypatch.setenv(variable, value)
+    with xpu_simulator.use_profile(profile):
+        for mode in ("val", "predict"):
+            MODES[mode](YOLO(best), data("detect"), image, device="cpu")
+        train(YOLO("yolo11n.yaml"), data=data("detect"), device="cpu", val=True, project=os.getcwd())
+    assert [line for line in messages(log) if "nobodys" not in line] == []
+
+
 # The command line
 
 
