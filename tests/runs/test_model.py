@@ -279,6 +279,68 @@ def test_moving_the_model_says_nothing_about_the_training(xpu: torch.device, cho
     assert choose(YOLO("yolo11n.yaml").to("xpu:0")).device == xpu
 
 
+# Moving a model
+
+
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "to('xpu')": lambda model: model.to("xpu"),
+    "to('xpu:7')": lambda model: model.to("xpu:7"),
+    "to(device)": lambda model: model.to(torch.device("xpu", 7), torch.float32),
+    "to(device=…)": lambda model: model.to(device="xpu:7"),
+    "xpu()": lambda model: model.xpu(),
+    "xpu(7)": lambda model: model.xpu(7),
+    "xpu(device)": lambda model: model.xpu(torch.device("xpu", 7)),
+}
+
+
+@pytest.mark.xpu_profile("none")
+@pytest.mark.parametrize("move", MOVES)
+def test_moving_a_model_where_there_is_no_xpu_says_what_training_there_says(move: str, xpu: torch.device) -> None:
+    with pytest.raises(NoXPUError, match="the driver shows no XPU") as caught:
+        MOVES[move](YOLO("yolo11n.yaml"))
+    assert isinstance(caught.value, RuntimeError)  # as PyTorch's own
+
+
+@pytest.mark.parametrize("move", [move for move in MOVES if move not in ("to('xpu')", "xpu()")])
+def test_moving_a_model_to_an_xpu_that_is_not_there_names_those_that_are(move: str, xpu: torch.device) -> None:
+    with pytest.raises(NoSuchXPUError, match=r"Asked for xpu:7, but this process sees 1 XPU .*B580") as caught:
+        MOVES[move](YOLO("yolo11n.yaml"))
+    assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda model: model.to("xpu:0"),
+        lambda model: model.to(device=torch.device("xpu")),
+        lambda model: model.xpu(),
+        lambda model: model.xpu(0),
+        lambda model: model.xpu("xpu:0"),
+        lambda model: model.to("cpu").to(torch.float16).to("xpu", dtype=torch.float32),
+    ],
+)
+def test_moving_a_model_to_an_xpu_that_is_there_moves_it(move: Callable[[Any], Any], xpu: torch.device) -> None:
+    model = YOLO("yolo11n.yaml")
+    assert move(model) is model
+    assert (model.device, next(model.model.parameters()).dtype) == (xpu, torch.float32)
+
+
+@pytest.mark.parametrize("move", ["to('xpu:0')", "xpu()"])
+def test_moving_a_model_without_xpu_support_in_pytorch_says_which_wheel_to_install(move: str) -> None:
+    code = (
+        "from ultralytics import YOLO\n"
+        "from yolo_xpu_trainer import WrongBuildError\n"
+        "try:\n"
+        f"    YOLO('yolo11n.yaml').{move}\n"
+        "except AssertionError as error:\n"  # as PyTorch's own
+        "    print(type(error) is WrongBuildError, error)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "XPU_SIMULATOR"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "True Asked for xpu" in done.stdout
+    assert "whl/xpu" in done.stdout
+
+
 # The options, in every mode
 
 

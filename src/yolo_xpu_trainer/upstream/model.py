@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from .. import devices
 from ..errors import UnknownTrainerError
 from ..options import Options
@@ -120,6 +122,22 @@ def _say_what_is_absent(trainer: Any, device: Any, given: Mapping[str, Any]) -> 
     )
 
 
+@patch(f"{_MODEL}.to", why="where the XPU named isn't there, PyTorch says neither why nor what to do")
+def to(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Move the model; an XPU that it is moved to must be there."""
+    device = kwargs.get("device", args[0] if args else None)
+    if isinstance(device, (str, torch.device)) and str(device).startswith("xpu"):
+        devices.resolve(device, prefer_xpu=True)
+    return original(self, *args, **kwargs)
+
+
+@patch(f"{_MODEL}.xpu", why="where there is no XPU, PyTorch says neither why nor what to do")
+def xpu(original: Callable[..., Any], self: Any, device: Any = None) -> Any:
+    """Move the model to an XPU, which must be there."""
+    devices.resolve(torch.device("xpu", device) if isinstance(device, int) else device or "xpu", prefer_xpu=True)
+    return original(self, device)
+
+
 @patch(f"{_MODEL}.tune", why="the processes that it starts would not know the trainer and options asked for")
 def tune(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Tune; each iteration is a process, whose environment tells it the trainer, precision and options."""
@@ -170,6 +188,8 @@ def _taking_options(method: str) -> Patch:
 PATCHES = [
     smart_load,
     train,
+    to,
+    xpu,
     tune,
     *(_taking_options(method) for method in ("val", "predict", "track", "export", "benchmark")),
 ]
