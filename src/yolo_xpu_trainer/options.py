@@ -1,7 +1,7 @@
 """The `xpu_*` options of a run, each declared by the policy that it switches.
 
 A value comes from a keyword (`train(xpu_prefetch=0)`), else from the environment (`YOLO_XPU_PREFETCH=0`), else from the
-checkpoint of a resumed run, else it is the option's default. Child processes get all of them by their environment.
+checkpoint of a resumed run, else it is the option's default. Child processes get what isn't one by their environment.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Options:
 
     Args:
         values: Values by option name; an option that isn't there has its default.
-        given: Names of the options that the user gave, as a keyword or in the environment.
+        given: Names of the options that the user gave, as a keyword, in the environment, or to the run that is resumed.
     """
 
     def __init__(self, values: Mapping[str, Any] = MappingProxyType({}), given: Iterable[str] = ()) -> None:
@@ -151,19 +151,25 @@ class Options:
             OptionValueError: An environment variable has an invalid value.
         """
         chosen: dict[str, Any] = {}
-        others: dict[str, Any] = {}
+        defaults: dict[str, Any] = {}
         for option in declared:
             if option.name in given:
                 chosen[option.name] = given[option.name]
             elif option.variable in os.environ:
                 chosen[option.name] = option.from_environment()
+            elif saved.get(option.name, option.default) != option.default:  # a checkpoint has the defaults as well
+                chosen[option.name] = saved[option.name]
             else:
-                others[option.name] = saved.get(option.name, option.default)
-        return cls({**others, **chosen}, given=chosen)
+                defaults[option.name] = option.default
+        return cls({**defaults, **chosen}, given=chosen)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by option name, of built-in types."""
         return dict(self._values)
+
+    def decided(self) -> dict[str, Any]:
+        """Return the values that the user gave, by option name; the others are each process's own defaults."""
+        return {name: self._values[name] for name in self._values if name in self._given}
 
     @staticmethod
     def pop_from(overrides: MutableMapping[str, Any], declared: Iterable[Option[Any]]) -> dict[str, Any]:

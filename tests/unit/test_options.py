@@ -237,8 +237,26 @@ def test_options_that_an_older_or_newer_release_saved_do_not_stop_a_resume() -> 
     )
 
 
+def test_a_child_process_is_told_what_the_user_gave_and_no_default(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = {"YOLO_XPU_AMP": "auto"}
+    assert build().xpu.environment() == auto
+    monkeypatch.setenv("YOLO_XPU_TF32", "0")
+    given = build(xpu_pin_memory=True).xpu  # the default, but given
+    assert given.environment() == {**auto, "YOLO_XPU_PIN_MEMORY": "1", "YOLO_XPU_TF32": "0"}
+
+
+def test_what_a_resumed_run_was_given_is_given_and_its_defaults_are_not() -> None:
+    saved = {**options().as_dict(), "pin_memory": False, "prefetch": 3}
+    resumed = Options.resolve(declared_options(), {"prefetch": 2}, saved)
+    assert resumed.decided() == {"pin_memory": False, "prefetch": 2}
+    assert resumed.is_given(PIN_MEMORY)
+    assert not Options.resolve(declared_options(), {}, options().as_dict()).decided()
+
+
 def test_a_child_process_decides_the_same_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     decided = options(**{name: not options().as_dict()[name] for name in SWITCHES})
-    for name, value in Options.environment_of(decided.as_dict()).items():
+    for name, value in Options.environment_of(decided.decided()).items():
         monkeypatch.setenv(name, value)
     assert options() == decided
