@@ -18,13 +18,15 @@ from typing import Any, Generic, TypeVar
 
 from .errors import OptionValueError, UnknownOptionError
 
-__all__ = ["TRUE_WORDS", "Option", "Options", "nearest", "unknown_variables"]
+__all__ = ["RESERVED_NAMES", "TRUE_WORDS", "Option", "Options", "nearest", "unknown_variables"]
 
 T = TypeVar("T", bool, int, float, str)
 
 _PREFIX, _VARIABLE_PREFIX = "xpu_", "YOLO_XPU_"
 TRUE_WORDS, _FALSE_WORDS = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
-_OTHER_VARIABLES = frozenset({"amp", "autoload", "child", "trainer"})  # `YOLO_XPU_…` that are no option's
+RESERVED_NAMES = frozenset({"amp", "autoload", "child", "plugins", "trainer"})
+"""Names that only this package gives to an option, or whose variable `YOLO_XPU_…` isn't an option's."""
+
 _scope: ContextVar[Mapping[str, Any]] = ContextVar("xpu_options", default=MappingProxyType({}))
 
 
@@ -89,7 +91,7 @@ class Option(Generic[T]):
         parsed: Any = None
         expected = "text"
         if isinstance(self.default, str):
-            parsed = text
+            parsed = text if isinstance(value, str) else None
         elif isinstance(self.default, bool):  # a bool is an int, too
             expected = "True or False"
             parsed = True if text.lower() in TRUE_WORDS else False if text.lower() in _FALSE_WORDS else None
@@ -226,7 +228,7 @@ def unknown_variables(declared: Iterable[Option[Any]]) -> dict[str, list[str]]:
     Args:
         declared: Every option that there is.
     """
-    known = {option.name for option in declared} | _OTHER_VARIABLES
+    known = {option.name for option in declared} | RESERVED_NAMES
     found = (name for name in sorted(os.environ) if name.startswith(_VARIABLE_PREFIX))
     names = {variable: variable[len(_VARIABLE_PREFIX) :].lower() for variable in found}
     return {
@@ -238,4 +240,4 @@ def unknown_variables(declared: Iterable[Option[Any]]) -> dict[str, list[str]]:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return up to three of the known names that a misspelt one may have meant, best first."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.7)
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.65)
