@@ -21,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, YAML
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, XPUTrainer, hookimpl, plugins, trainers
+from yolo_xpu_trainer import Option, Options, XPUDetectionTrainer, XPUTrainer, hookimpl, plugins, trainers
 from yolo_xpu_trainer.errors import (
     NoSuchXPUError,
     NoXPUError,
@@ -380,6 +380,51 @@ def test_every_mode_takes_the_options_and_ultralytics_sees_none(
     MODES[mode](model, data("detect"), image, xpu_pin_memory=False, xpu_non_blocking="no")
     assert not [name for names in [*seen, list(model.overrides)] for name in names if name.startswith("xpu_")]
     assert bool(seen) == (mode in EVENTS)
+
+
+@pytest.fixture
+def fast_nms() -> Option[bool]:
+    (option,) = [option for option in plugins.declared_options() if option.name == "fast_nms"]
+    return option
+
+
+@pytest.mark.parametrize("mode", ["predict", "track"])
+def test_options_hold_in_each_step_of_a_stream_and_not_between(
+    mode: str, xpu: torch.device, no_trackers: None, best: str, image: str, fast_nms: Option[bool]
+) -> None:
+    during: list[bool] = []
+    model = YOLO(best)
+    model.add_callback("on_predict_postprocess_end", lambda predictor: during.append(fast_nms.current()))
+    stream = getattr(model, mode)(Path(image).parent, stream=True, imgsz=32, xpu_fast_nms=False)
+    between = [fast_nms.current() for _ in stream]
+    assert len(between) > 1
+    assert (set(during), set(between)) == ({False}, {True})
+
+
+def test_two_streams_at_a_time_have_options_of_their_own(
+    xpu: torch.device, best: str, image: str, fast_nms: Option[bool]
+) -> None:
+    during: dict[bool, list[bool]] = {True: [], False: []}
+
+    def stream(value: bool) -> Any:
+        model = YOLO(best)
+        model.add_callback("on_predict_postprocess_end", lambda predictor: during[value].append(fast_nms.current()))
+        return model(Path(image).parent, stream=True, imgsz=32, xpu_fast_nms=value)
+
+    steps = len(list(zip(stream(True), stream(False), strict=True)))
+    assert steps > 1
+    assert during == {True: [True] * steps, False: [False] * steps}
+
+
+def test_a_stream_that_is_left_early_ends_ultralytics_own(xpu: torch.device, best: str, image: str) -> None:
+    model = YOLO(best)
+    stream = model.predict(Path(image).parent, stream=True, imgsz=32)
+    next(stream)
+    assert model.predictor._lock.locked()
+    stream.close()
+    assert not model.predictor._lock.locked()
+    with pytest.raises(StopIteration):
+        next(stream)
 
 
 @pytest.mark.parametrize("mode", [*MODES, "tune"])

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -180,9 +180,25 @@ def _taking_options(method: str) -> Patch:
     def taking(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         """Take the `xpu_*` options before Ultralytics sees them."""
         with Options.scope(Options.pop_from(kwargs, declared_options())):
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            return _in_scope(result, Options.in_scope()) if isinstance(result, Generator) else result
 
     return taking
+
+
+def _in_scope(results: Generator[Any, None, Any], options: Mapping[str, Any]) -> Generator[Any, None, None]:
+    """Go through the results of `stream=True`, with the options in scope in each step, and not between them."""
+    try:
+        while True:
+            with Options.scope(options):
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+            yield result
+    finally:
+        with Options.scope(options):
+            results.close()
 
 
 PATCHES = [
