@@ -200,9 +200,14 @@ class Options:
 
     @staticmethod
     @contextmanager
-    def scope(values: Mapping[str, Any]) -> Iterator[None]:
-        """Let `Option.current()` return these values, by option name, on top of those already in scope."""
-        token = _scope.set({**_scope.get(), **values})
+    def scope(values: Mapping[str, Any], *, nested: bool = True) -> Iterator[None]:
+        """Let `Option.current()` return these values.
+
+        Args:
+            values: Values by option name.
+            nested: Whether those already in scope hold as well, for the options that aren't among these.
+        """
+        token = _scope.set({**(_scope.get() if nested else {}), **values})
         try:
             yield
         finally:

@@ -427,6 +427,37 @@ def test_a_stream_that_is_left_early_ends_ultralytics_own(xpu: torch.device, bes
         next(stream)
 
 
+@pytest.mark.parametrize("trainer", [None, "xpu", XPUDetectionTrainer], ids=["None", "by name", "by class"])
+@pytest.mark.parametrize("outer", [None, XPUDetectionTrainer], ids=["in a plain one", "in one by class"])
+def test_a_training_in_a_callback_of_another_has_options_of_its_own(
+    outer: Any, trainer: Any, xpu: torch.device, data: TrainingData, tmp_path: Path
+) -> None:
+    given = {"data": data("detect"), "project": str(tmp_path), "val": True}
+    inner = YOLO("yolo11n.yaml")
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_start", lambda _: train(inner, trainer=trainer, xpu_tf32=True, **given))
+    train(model, trainer=outer, xpu_prefetch=0, xpu_fast_nms=False, xpu_plugins="-metrics", **given)
+    assert inner.trainer.xpu.options == options(tf32=True)
+    assert inner.trainer.xpu.options.decided() == {"tf32": True}
+    assert model.trainer.xpu.options == options(prefetch=0, fast_nms=False, plugins="-metrics")
+    assert inner.trainer.last.exists()
+    assert model.trainer.last.exists()
+
+
+def test_the_options_of_a_training_are_not_those_of_somebody_elses_in_its_callback(
+    xpu: torch.device, data: TrainingData, tmp_path: Path, fast_nms: Option[bool]
+) -> None:
+    during: list[bool] = []
+    given = {"data": data("detect"), "project": str(tmp_path), "val": True}
+    inner = YOLO("yolo11n.yaml")
+    inner.add_callback("on_val_start", lambda validator: during.append(fast_nms.current()))
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_start", lambda _: train(inner, trainer=MyTrainer, **given))
+    train(model, xpu_fast_nms=False, **given)
+    assert during
+    assert set(during) == {True}
+
+
 @pytest.mark.parametrize("mode", [*MODES, "tune"])
 @pytest.mark.parametrize("device", ["xpu", "cpu"])
 def test_every_mode_refuses_a_misspelt_option_with_the_name_that_was_meant(

@@ -71,7 +71,8 @@ def train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs
     given = Options.pop_from(kwargs, declared_options())
     if trainer is None:
         trainer = os.environ.get(TRAINER_VARIABLE) or None
-    with Options.scope(given):
+    # Not nested: a training in a callback of another one has options of its own.
+    with Options.scope(given, nested=False):
         if isinstance(trainer, str) and trainer:
             upstream = self._smart_load("trainer")
             upstream = upstream.args[0] if isinstance(upstream, functools.partial) else upstream
@@ -86,7 +87,8 @@ def train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs
         kwargs.update({f"xpu_{name}": value for name, value in given.items()})
     else:
         _say_what_is_absent(trainer, kwargs.get("device", self.overrides.get("device")), given)
-    return original(self, trainer, **kwargs)
+    with Options.scope({}, nested=False):
+        return original(self, trainer, **kwargs)
 
 
 def _made_automatically(trainer: Any, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
