@@ -74,9 +74,10 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
     """Collect what Ultralytics and this package report; what is said once a process may be said again."""
-    from yolo_xpu_trainer import patches
+    from yolo_xpu_trainer import patches, plugins
 
     monkeypatch.setattr(patches, "_warned", set())
+    monkeypatch.setattr(plugins, "_reported", set())
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
@@ -28,6 +29,7 @@ def registered(plugin: object) -> Iterator[None]:
 def module(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> EntryPoint:
     """Write somebody else's plugin; return the entry point that names it."""
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)  # another test's of that name
     (folder / f"{name}.py").write_text(text)
     return EntryPoint(name=name, value=name, group=GROUP)
 

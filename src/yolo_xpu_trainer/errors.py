@@ -6,9 +6,9 @@
     ├── DeviceError (also a ValueError, as upstream's own device errors are)
     │   ├── UnknownDeviceError      the device string means nothing to us or to Ultralytics
     │   ├── DuplicateDeviceError    a device was named twice
-    │   ├── NoSuchXPUError          the index is not among the XPUs that this process sees
-    │   └── NoXPUError              an XPU was asked for where there is none
-    │       └── WrongBuildError     … because this PyTorch was built without XPU support
+    │   ├── NoSuchXPUError (also a RuntimeError)   the index is not among the XPUs that this process sees
+    │   └── NoXPUError (also a RuntimeError)       an XPU was asked for where there is none
+    │       └── WrongBuildError (also an AssertionError)   … because this PyTorch was built without XPU support
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
     ├── UsageError              a `yolo-xpu` command can't do what was asked
@@ -84,16 +84,16 @@ class DuplicateDeviceError(DeviceError):
     """The same device was named more than once."""
 
 
-class NoSuchXPUError(DeviceError):
-    """An XPU index that this process doesn't see."""
+class NoSuchXPUError(DeviceError, RuntimeError):
+    """An XPU index that this process doesn't see; a RuntimeError, as PyTorch's own is."""
 
 
-class NoXPUError(DeviceError):
-    """An XPU was asked for, and this process sees none."""
+class NoXPUError(DeviceError, RuntimeError):
+    """An XPU was asked for, and this process sees none; a RuntimeError, as PyTorch's own is."""
 
 
-class WrongBuildError(NoXPUError):
-    """An XPU was asked for, and this PyTorch was built without XPU support."""
+class WrongBuildError(NoXPUError, AssertionError):
+    """An XPU was asked for, and this PyTorch was built without XPU support; an AssertionError, as PyTorch's own is."""
 
 
 class RunUnderWayError(XPUTrainerError, RuntimeError):

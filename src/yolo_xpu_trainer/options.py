@@ -1,7 +1,7 @@
 """The `xpu_*` options of a run, each declared by the policy that it switches.
 
 A value comes from a keyword (`train(xpu_prefetch=0)`), else from the environment (`YOLO_XPU_PREFETCH=0`), else from the
-checkpoint of a resumed run, else it is the option's default. Child processes get all of them by their environment.
+checkpoint of a resumed run, else it is the option's default. Child processes get what isn't one by their environment.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import Any, Generic, TypeVar
 
 from .errors import OptionValueError, UnknownOptionError
 
-__all__ = ["Option", "Options"]
+__all__ = ["RESERVED_NAMES", "TRUE_WORDS", "Option", "Options", "nearest", "unknown_variables"]
 
 T = TypeVar("T", bool, int, float, str)
 
 _PREFIX, _VARIABLE_PREFIX = "xpu_", "YOLO_XPU_"
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+TRUE_WORDS, _FALSE_WORDS = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+RESERVED_NAMES = frozenset({"amp", "autoload", "child", "plugins", "strict", "trainer"})
+"""Names that only this package gives to an option, or whose variable `YOLO_XPU_…` isn't an option's."""
+
 _scope: ContextVar[Mapping[str, Any]] = ContextVar("xpu_options", default=MappingProxyType({}))
 
 
@@ -88,10 +91,10 @@ class Option(Generic[T]):
         parsed: Any = None
         expected = "text"
         if isinstance(self.default, str):
-            parsed = text
+            parsed = text if isinstance(value, str) else None
         elif isinstance(self.default, bool):  # a bool is an int, too
             expected = "True or False"
-            parsed = True if text.lower() in _TRUE else False if text.lower() in _FALSE else None
+            parsed = True if text.lower() in TRUE_WORDS else False if text.lower() in _FALSE_WORDS else None
         elif isinstance(self.default, int):
             expected = "an integer ≥ 0"
             parsed = int(text) if text.isascii() and text.isdigit() else None
@@ -112,7 +115,7 @@ class Options:
 
     Args:
         values: Values by option name; an option that isn't there has its default.
-        given: Names of the options that the user gave, as a keyword or in the environment.
+        given: Names of the options that the user gave, as a keyword, in the environment, or to the run that is resumed.
     """
 
     def __init__(self, values: Mapping[str, Any] = MappingProxyType({}), given: Iterable[str] = ()) -> None:
@@ -150,19 +153,25 @@ class Options:
             OptionValueError: An environment variable has an invalid value.
         """
         chosen: dict[str, Any] = {}
-        others: dict[str, Any] = {}
+        defaults: dict[str, Any] = {}
         for option in declared:
             if option.name in given:
                 chosen[option.name] = given[option.name]
             elif option.variable in os.environ:
                 chosen[option.name] = option.from_environment()
+            elif saved.get(option.name, option.default) != option.default:  # a checkpoint has the defaults as well
+                chosen[option.name] = saved[option.name]
             else:
-                others[option.name] = saved.get(option.name, option.default)
-        return cls({**others, **chosen}, given=chosen)
+                defaults[option.name] = option.default
+        return cls({**defaults, **chosen}, given=chosen)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by option name, of built-in types."""
         return dict(self._values)
+
+    def decided(self) -> dict[str, Any]:
+        """Return the values that the user gave, by option name; the others are each process's own defaults."""
+        return {name: self._values[name] for name in self._values if name in self._given}
 
     @staticmethod
     def pop_from(overrides: MutableMapping[str, Any], declared: Iterable[Option[Any]]) -> dict[str, Any]:
@@ -183,16 +192,22 @@ class Options:
         given = {key: overrides.pop(key) for key in [key for key in overrides if key.startswith(_PREFIX)]}
         for key, value in given.items():
             if key not in known:
-                near = difflib.get_close_matches(key.lower(), known, n=3, cutoff=0.5)
+                names = nearest(key[len(_PREFIX) :].lower(), [option.name for option in known.values()])
+                near = [_PREFIX + name for name in names]
                 hint = f"Did you mean {' or '.join(near)}?" if near else f"The options are {', '.join(sorted(known))}."
                 raise UnknownOptionError(f"There is no option {key!r}. {hint}", name=key, value=value, suggestions=near)
         return {known[key].name: known[key].parse(value) for key, value in given.items()}
 
     @staticmethod
     @contextmanager
-    def scope(values: Mapping[str, Any]) -> Iterator[None]:
-        """Let `Option.current()` return these values, by option name, on top of those already in scope."""
-        token = _scope.set({**_scope.get(), **values})
+    def scope(values: Mapping[str, Any], *, nested: bool = True) -> Iterator[None]:
+        """Let `Option.current()` return these values.
+
+        Args:
+            values: Values by option name.
+            nested: Whether those already in scope hold as well, for the options that aren't among these.
+        """
+        token = _scope.set({**(_scope.get() if nested else {}), **values})
         try:
             yield
         finally:
@@ -210,3 +225,24 @@ class Options:
             _VARIABLE_PREFIX + name.upper(): str(int(value) if isinstance(value, bool) else value)
             for name, value in values.items()
         }
+
+
+def unknown_variables(declared: Iterable[Option[Any]]) -> dict[str, list[str]]:
+    """Return the variables `YOLO_XPU_…` of this process that nobody reads, each with the nearest that somebody does.
+
+    Args:
+        declared: Every option that there is.
+    """
+    known = {option.name for option in declared} | RESERVED_NAMES
+    found = (name for name in sorted(os.environ) if name.startswith(_VARIABLE_PREFIX))
+    names = {variable: variable[len(_VARIABLE_PREFIX) :].lower() for variable in found}
+    return {
+        variable: [_VARIABLE_PREFIX + near.upper() for near in nearest(name, known)]
+        for variable, name in names.items()
+        if name not in known
+    }
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three of the known names that a misspelt one may have meant, best first."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.65)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import logging
 import os
 import pkgutil
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
 import pluggy
 
 from . import hookspecs
-from .options import Option
+from .options import RESERVED_NAMES, Option, nearest, unknown_variables
 from .recovery import STRICT, Recovery
 
-__all__ = ["PLUGINS", "Hooks", "built_in", "declared_options", "hooks", "is_blocked", "manager"]
+__all__ = ["PLUGINS", "Hooks", "built_in", "check_environment", "declared_options", "hooks", "is_blocked", "manager"]
 
 PLUGINS = Option(
     "plugins",
@@ -27,6 +27,7 @@ PLUGINS = Option(
     '`""` none of them',
     modes="all",
 )
+_reported: set[str] = set()  # variables that nobody reads are worth one warning a process
 _LOGGER = logging.getLogger("ultralytics")  # what happens in a run goes where Ultralytics reports it
 
 
@@ -47,18 +48,14 @@ def manager() -> pluggy.PluginManager:
     for entry in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: e.name):
         if (allowed is None or entry.name in allowed) and entry.name not in refused:
             _register(pm, entry.name, entry.value, entry.load)
+    _declared(pm)  # and leave out those whose options can't be taken
     return pm
 
 
 def _register(pm: pluggy.PluginManager, name: str, value: str, load: Callable[[], Any]) -> None:
     try:
-        known = {option.name for option in _declared(pm)}
-        plugin = load()
-        pm.register(plugin, name=name)
+        pm.register(load(), name=name)
         pm.check_pending()  # a function that is marked as a hook of ours, and isn't one
-        declare = getattr(plugin, "xpu_options", list)
-        if taken := known & {option.name for option in declare()}:
-            raise ValueError(f"the options {sorted(taken)} are another plugin's already")
     except (Exception, SystemExit) as error:
         if pm.has_plugin(name):
             pm.unregister(name=name)
@@ -77,8 +74,64 @@ def declared_options() -> list[Option[Any]]:
     return [*_declared(manager()), PLUGINS, STRICT]
 
 
+def check_environment() -> None:
+    """Read what the environment says of a call that is about to run on an XPU, before any data is loaded.
+
+    Variables that nobody reads are named in a warning each, once a process; a DDP worker leaves that to its parent.
+
+    Raises:
+        OptionValueError: An option that acts in every mode has an invalid value.
+    """
+    declared = declared_options()
+    if "LOCAL_RANK" not in os.environ:
+        for variable, near in unknown_variables(declared).items():
+            if variable not in _reported:
+                _reported.add(variable)
+                hint = f"Did you mean {' or '.join(near)}?" if near else "`yolo-xpu options` lists the options."
+                _LOGGER.warning(f"XPU: {variable} is set, but has no effect: there is no such variable. {hint}")
+    for option in declared:
+        if option.modes == "all":
+            option.current()
+    hooks()  # names that `xpu_plugins` gives and nothing has
+
+
 def _declared(pm: pluggy.PluginManager) -> list[Option[Any]]:
-    return [option for options in reversed(pm.hook.xpu_options()) for option in options]
+    """Return the options of every plugin, the built-in ones' first; one whose options can't be taken is disabled."""
+    found: dict[str, Option[Any]] = {}
+    declaring = pm.hook.xpu_options.get_hookimpls()
+    for plugin in sorted(declaring, key=lambda implementation: implementation.plugin_name not in built_in()):
+        try:
+            options = _checked(plugin.function(), found)
+        except (Exception, SystemExit) as error:
+            pm.unregister(name=plugin.plugin_name)
+            _LOGGER.warning(
+                f"XPU: plugin {plugin.plugin_name!r} is disabled: its hook xpu_options failed: "
+                f"{type(error).__name__}: {error}"
+            )
+        else:
+            found.update(options)
+    return list(found.values())
+
+
+def _checked(declared: Any, taken: Collection[str]) -> dict[str, Option[Any]]:
+    """Return a plugin's options by name.
+
+    Raises:
+        TypeError: It isn't a list of options.
+        ValueError: A name can't be had.
+    """
+    found: dict[str, Option[Any]] = {}
+    for option in [] if declared is None else list(declared):
+        if not isinstance(option, Option) or type(option.default) not in (bool, int, float, str):
+            raise TypeError(f"{option!r} is not an Option whose default is a bool, int, float or str")
+        if not re.fullmatch("[a-z][a-z0-9_]*", option.name):
+            raise ValueError(f"the option name {option.name!r} must consist of lower-case letters, digits and _")
+        if option.name in RESERVED_NAMES:
+            raise ValueError(f"{option.key} can't be declared: {option.variable} has a meaning of its own")
+        if option.name in taken or option.name in found:
+            raise ValueError(f"{option.key} is declared already")
+        found[option.name] = option
+    return found
 
 
 class Hooks:
@@ -141,8 +194,11 @@ def hooks(spec: str | None = None, recovery: Recovery | None = None) -> Hooks:
 
 
 def is_blocked(name: str) -> bool:
-    """Whether `xpu_plugins` of the call in progress, or of the environment, blocks a plugin."""
-    return name in _blocked(manager(), PLUGINS.current())
+    """Whether `xpu_plugins` of the call in progress, or of the environment, blocks a built-in policy.
+
+    Asked wherever Ultralytics is patched, on any device: so no plugin is loaded to answer it.
+    """
+    return name in _read(PLUGINS.current())[1]
 
 
 @functools.cache
@@ -155,21 +211,23 @@ def _blocked(pm: pluggy.PluginManager, spec: str) -> frozenset[str]:
     """Return the names of the plugins that a value of `xpu_plugins` blocks, and warn of names that don't exist."""
     allowed, refused = _read(spec)
     loaded = {name for name, _ in pm.list_name_plugin()}
-    for name in sorted({*(allowed or ()), *refused} - loaded):
-        near = difflib.get_close_matches(name, loaded, n=1)
+    installed = loaded | {entry.name for entry in entry_points(group=hookspecs.PROJECT)}
+    for name in sorted(((allowed or frozenset()) - loaded) | (refused - installed)):
+        near = nearest(name, loaded)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         _LOGGER.warning(
             f"XPU: {PLUGINS.key}={spec!r} names {name!r}, which is not loaded.{hint} `yolo-xpu plugins` lists them."
         )
     others = loaded - set(built_in())
-    return frozenset(refused | (others - allowed if allowed is not None else set()))
+    return refused | (others - allowed if allowed is not None else frozenset())
 
 
-def _read(spec: str) -> tuple[set[str] | None, set[str]]:
+@functools.cache
+def _read(spec: str) -> tuple[frozenset[str] | None, frozenset[str]]:
     """Return the names that are allowed, None for all, and those that are refused."""
     names = list(_words(spec))
-    refused = {name[1:].strip() for name in names if name.startswith("-")}
-    allowed = {name for name in names if not name.startswith("-")}
+    refused = frozenset(name[1:].strip() for name in names if name.startswith("-"))
+    allowed = frozenset(name for name in names if not name.startswith("-"))
     everything = "*" in allowed or (bool(refused) and not allowed)
     return None if everything else allowed, refused
 

@@ -121,10 +121,11 @@ class Run:
     def environment(self) -> dict[str, str]:
         """Return the environment variables that make a child process (a DDP worker) decide the same.
 
-        A precision that wasn't asked for is left to the child, which sees the same devices, and may check it.
+        A precision that wasn't asked for is left to the child, which sees the same devices, and may check it. So are
+        options: a policy may ask whether the user gave one, and another version or plugin has its own defaults.
         """
         named = self.precision.name if self.precision.requested else AUTO
-        return {AMP_VARIABLE: named, **Options.environment_of(self.options.as_dict())}
+        return {AMP_VARIABLE: named, **Options.environment_of(self.options.decided())}
 
     def settings(self) -> dict[str, Any]:
         """Return what a checkpoint remembers of this run: built-in types only, readable anywhere."""

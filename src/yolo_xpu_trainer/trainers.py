@@ -109,7 +109,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         asked = overrides.get("amp")
         self._amp = str(overrides.pop("amp")).lower() if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
-        super().__init__(cfg, overrides, _callbacks)
+        with Options.scope(self._given):
+            super().__init__(cfg, overrides, _callbacks)
         if self.xpu is not None:
             legacy.name_every_device(self)
 

@@ -46,6 +46,7 @@ def note(trainer):
         "scaler": type(trainer.scaler).__module__,
         "scaling": trainer.scaler.is_enabled(),
         "options": trainer.xpu.options.as_dict(),
+        "decided": trainer.xpu.options.decided(),
         "pinned": trainer.train_loader.pin_memory,
         "world_size": trainer.world_size,
         "sum": float(sum(p.detach().double().sum() for p in trainer.model.parameters())),
@@ -193,6 +194,13 @@ def test_options_reach_every_worker(explicit: Result, own: Result) -> None:
         assert seen["options"]["pin_memory"] is True
         assert seen["options"]["non_blocking"] is False
         assert seen["pinned"] is True
+
+
+def test_a_worker_takes_no_default_of_its_parent_for_what_the_user_gave(explicit: Result, own: Result) -> None:
+    for seen in explicit.ranks:
+        assert seen["decided"] == {"pin_memory": False, "non_blocking": False}
+    for seen in own.ranks:
+        assert seen["decided"] == {"non_blocking": False}
 
 
 def test_the_launching_process_keeps_its_environment(explicit: Result, own: Result) -> None:

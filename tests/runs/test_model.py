@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, YAML
 
 import xpu_simulator
-from yolo_xpu_trainer import Options, XPUDetectionTrainer, XPUTrainer, hookimpl, plugins, trainers
+from yolo_xpu_trainer import Option, Options, XPUDetectionTrainer, XPUTrainer, hookimpl, plugins, trainers
 from yolo_xpu_trainer.errors import (
     NoSuchXPUError,
     NoXPUError,
@@ -278,6 +279,68 @@ def test_moving_the_model_says_nothing_about_the_training(xpu: torch.device, cho
     assert choose(YOLO("yolo11n.yaml").to("xpu:0")).device == xpu
 
 
+# Moving a model
+
+
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "to('xpu')": lambda model: model.to("xpu"),
+    "to('xpu:7')": lambda model: model.to("xpu:7"),
+    "to(device)": lambda model: model.to(torch.device("xpu", 7), torch.float32),
+    "to(device=…)": lambda model: model.to(device="xpu:7"),
+    "xpu()": lambda model: model.xpu(),
+    "xpu(7)": lambda model: model.xpu(7),
+    "xpu(device)": lambda model: model.xpu(torch.device("xpu", 7)),
+}
+
+
+@pytest.mark.xpu_profile("none")
+@pytest.mark.parametrize("move", MOVES)
+def test_moving_a_model_where_there_is_no_xpu_says_what_training_there_says(move: str, xpu: torch.device) -> None:
+    with pytest.raises(NoXPUError, match="the driver shows no XPU") as caught:
+        MOVES[move](YOLO("yolo11n.yaml"))
+    assert isinstance(caught.value, RuntimeError)  # as PyTorch's own
+
+
+@pytest.mark.parametrize("move", [move for move in MOVES if move not in ("to('xpu')", "xpu()")])
+def test_moving_a_model_to_an_xpu_that_is_not_there_names_those_that_are(move: str, xpu: torch.device) -> None:
+    with pytest.raises(NoSuchXPUError, match=r"Asked for xpu:7, but this process sees 1 XPU .*B580") as caught:
+        MOVES[move](YOLO("yolo11n.yaml"))
+    assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda model: model.to("xpu:0"),
+        lambda model: model.to(device=torch.device("xpu")),
+        lambda model: model.xpu(),
+        lambda model: model.xpu(0),
+        lambda model: model.xpu("xpu:0"),
+        lambda model: model.to("cpu").to(torch.float16).to("xpu", dtype=torch.float32),
+    ],
+)
+def test_moving_a_model_to_an_xpu_that_is_there_moves_it(move: Callable[[Any], Any], xpu: torch.device) -> None:
+    model = YOLO("yolo11n.yaml")
+    assert move(model) is model
+    assert (model.device, next(model.model.parameters()).dtype) == (xpu, torch.float32)
+
+
+@pytest.mark.parametrize("move", ["to('xpu:0')", "xpu()"])
+def test_moving_a_model_without_xpu_support_in_pytorch_says_which_wheel_to_install(move: str) -> None:
+    code = (
+        "from ultralytics import YOLO\n"
+        "from yolo_xpu_trainer import WrongBuildError\n"
+        "try:\n"
+        f"    YOLO('yolo11n.yaml').{move}\n"
+        "except AssertionError as error:\n"  # as PyTorch's own
+        "    print(type(error) is WrongBuildError, error)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "XPU_SIMULATOR"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "True Asked for xpu" in done.stdout
+    assert "whl/xpu" in done.stdout
+
+
 # The options, in every mode
 
 
@@ -319,6 +382,82 @@ def test_every_mode_takes_the_options_and_ultralytics_sees_none(
     assert bool(seen) == (mode in EVENTS)
 
 
+@pytest.fixture
+def fast_nms() -> Option[bool]:
+    (option,) = [option for option in plugins.declared_options() if option.name == "fast_nms"]
+    return option
+
+
+@pytest.mark.parametrize("mode", ["predict", "track"])
+def test_options_hold_in_each_step_of_a_stream_and_not_between(
+    mode: str, xpu: torch.device, no_trackers: None, best: str, image: str, fast_nms: Option[bool]
+) -> None:
+    during: list[bool] = []
+    model = YOLO(best)
+    model.add_callback("on_predict_postprocess_end", lambda predictor: during.append(fast_nms.current()))
+    stream = getattr(model, mode)(Path(image).parent, stream=True, imgsz=32, xpu_fast_nms=False)
+    between = [fast_nms.current() for _ in stream]
+    assert len(between) > 1
+    assert (set(during), set(between)) == ({False}, {True})
+
+
+def test_two_streams_at_a_time_have_options_of_their_own(
+    xpu: torch.device, best: str, image: str, fast_nms: Option[bool]
+) -> None:
+    during: dict[bool, list[bool]] = {True: [], False: []}
+
+    def stream(value: bool) -> Any:
+        model = YOLO(best)
+        model.add_callback("on_predict_postprocess_end", lambda predictor: during[value].append(fast_nms.current()))
+        return model(Path(image).parent, stream=True, imgsz=32, xpu_fast_nms=value)
+
+    steps = len(list(zip(stream(True), stream(False), strict=True)))
+    assert steps > 1
+    assert during == {True: [True] * steps, False: [False] * steps}
+
+
+def test_a_stream_that_is_left_early_ends_ultralytics_own(xpu: torch.device, best: str, image: str) -> None:
+    model = YOLO(best)
+    stream = model.predict(Path(image).parent, stream=True, imgsz=32)
+    next(stream)
+    assert model.predictor._lock.locked()
+    stream.close()
+    assert not model.predictor._lock.locked()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+@pytest.mark.parametrize("trainer", [None, "xpu", XPUDetectionTrainer], ids=["None", "by name", "by class"])
+@pytest.mark.parametrize("outer", [None, XPUDetectionTrainer], ids=["in a plain one", "in one by class"])
+def test_a_training_in_a_callback_of_another_has_options_of_its_own(
+    outer: Any, trainer: Any, xpu: torch.device, data: TrainingData, tmp_path: Path
+) -> None:
+    given = {"data": data("detect"), "project": str(tmp_path), "val": True}
+    inner = YOLO("yolo11n.yaml")
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_start", lambda _: train(inner, trainer=trainer, xpu_tf32=True, **given))
+    train(model, trainer=outer, xpu_prefetch=0, xpu_fast_nms=False, xpu_plugins="-metrics", **given)
+    assert inner.trainer.xpu.options == options(tf32=True)
+    assert inner.trainer.xpu.options.decided() == {"tf32": True}
+    assert model.trainer.xpu.options == options(prefetch=0, fast_nms=False, plugins="-metrics")
+    assert inner.trainer.last.exists()
+    assert model.trainer.last.exists()
+
+
+def test_the_options_of_a_training_are_not_those_of_somebody_elses_in_its_callback(
+    xpu: torch.device, data: TrainingData, tmp_path: Path, fast_nms: Option[bool]
+) -> None:
+    during: list[bool] = []
+    given = {"data": data("detect"), "project": str(tmp_path), "val": True}
+    inner = YOLO("yolo11n.yaml")
+    inner.add_callback("on_val_start", lambda validator: during.append(fast_nms.current()))
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_start", lambda _: train(inner, trainer=MyTrainer, **given))
+    train(model, xpu_fast_nms=False, **given)
+    assert during
+    assert set(during) == {True}
+
+
 @pytest.mark.parametrize("mode", [*MODES, "tune"])
 @pytest.mark.parametrize("device", ["xpu", "cpu"])
 def test_every_mode_refuses_a_misspelt_option_with_the_name_that_was_meant(
@@ -349,6 +488,63 @@ def test_options_in_a_configuration_file_count_too(xpu: torch.device, choose: Ch
     trainer = choose(cfg="mine.yaml")
     assert trainer.args.epochs == 7
     assert trainer.xpu.options == options(pin_memory=False)
+
+
+# The environment
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "predict"])
+def test_a_variable_that_nobody_reads_is_reported_once_a_process(
+    mode: str,
+    xpu: torch.device,
+    data: TrainingData,
+    best: str,
+    image: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[logging.LogRecord],
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_PREFTCH", "0")
+    for _ in range(2):
+        MODES[mode](YOLO(best), data("detect"), image)
+    (line,) = messages(log)
+    assert "YOLO_XPU_PREFTCH is set, but has no effect" in line
+    assert "Did you mean YOLO_XPU_PREFETCH?" in line
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "predict"])
+def test_a_bad_value_is_refused_before_any_data_is_looked_for(
+    mode: str, xpu: torch.device, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_FAST_NMS", "perhaps")
+    with pytest.raises(OptionValueError, match="YOLO_XPU_FAST_NMS='perhaps'"):
+        MODES[mode](YOLO(best), "does-not-exist.yaml", "does-not-exist.png")
+
+
+BAD = {
+    "YOLO_XPU_AMP": "fp8",
+    "YOLO_XPU_FAST_NMS": "perhaps",
+    "YOLO_XPU_PLUGINS": "-nobodys",
+    "YOLO_XPU_PREFETCH": "lots",
+    "YOLO_XPU_PREFTCH": "0",
+}
+
+
+@pytest.mark.parametrize("profile", ["arc-b580", "none"])
+def test_on_the_cpu_the_environment_is_not_read(
+    profile: str,
+    data: TrainingData,
+    best: str,
+    image: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[logging.LogRecord],
+) -> None:
+    for variable, value in BAD.items():
+        monkeypatch.setenv(variable, value)
+    with xpu_simulator.use_profile(profile):
+        for mode in ("val", "predict"):
+            MODES[mode](YOLO(best), data("detect"), image, device="cpu")
+        train(YOLO("yolo11n.yaml"), data=data("detect"), device="cpu", val=True, project=os.getcwd())
+    assert [line for line in messages(log) if "nobodys" not in line] == []
 
 
 # The command line
@@ -411,6 +607,61 @@ def test_the_command_yolo_trains_by_name_with_options(data: TrainingData, tmp_pa
     assert saved["xpu_trainer"]["options"]["pin_memory"] is False
     for names in (YAML.load(tmp_path / "run" / "args.yaml"), saved["train_args"]):
         assert not {"trainer", "xpu_pin_memory"} & set(names)
+
+
+# The same script as pip writes for `yolo` and `ultralytics`.
+CONSOLE_SCRIPT = """
+import sys
+from {module} import {name}
+if __name__ == "__main__":
+    sys.exit({name}())
+"""
+
+
+def run_console_script(folder: Path, script: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Ultralytics' commands in a process of its own."""
+    (entry,) = distribution("ultralytics").entry_points.select(group="console_scripts", name=script)
+    module, name = entry.value.split(":")
+    (folder / script).write_text(CONSOLE_SCRIPT.format(module=module, name=name))
+    environment = {**os.environ, "XPU_SIMULATOR": "arc-b580", **variables}
+    command = [sys.executable, str(folder / script), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+REFUSED = {
+    "an option": ("train", "xpu_chanels_last=False", "There is no option 'xpu_chanels_last'. Did you mean"),
+    "a value": ("predict", "xpu_fast_nms=perhaps", "xpu_fast_nms='perhaps' is invalid"),
+    "a device": ("val", "device=xpu:7", "Asked for xpu:7, but this process sees 1 XPU"),
+    "a trainer": ("train", "trainer=xpuu", "trainer='xpuu' is not registered"),
+}
+
+
+@pytest.mark.parametrize("script", ["yolo", "ultralytics"])
+@pytest.mark.parametrize("refused", REFUSED)
+def test_the_command_ends_with_one_line_where_we_refuse_to_go_on(script: str, refused: str, tmp_path: Path) -> None:
+    mode, word, said = REFUSED[refused]
+    done = run_console_script(tmp_path, script, mode, "model=yolo11n.yaml", "data=coco8.yaml", word)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"yolo: error: {said}")
+
+
+@pytest.mark.parametrize(("value", "shown"), [("true", True), (" ON", True), ("false", False)])
+def test_the_command_shows_the_traceback_where_the_user_asks_for_more_words(
+    value: str, shown: bool, tmp_path: Path
+) -> None:
+    words = ("train", "model=yolo11n.yaml", "trainer=xpuu")
+    done = run_console_script(tmp_path, "yolo", *words, YOLO_VERBOSE=value)
+    assert done.returncode == 2
+    assert ("Traceback" in done.stderr) is shown
+    assert "trainer='xpuu' is not registered" in done.stderr.splitlines()[-1]
+
+
+def test_the_command_shows_the_traceback_of_any_other_error(tmp_path: Path) -> None:
+    done = run_console_script(tmp_path, "yolo", "train", "model=yolo11n.yaml", "epocs=3")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 # Devices of every form

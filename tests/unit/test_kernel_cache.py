@@ -71,11 +71,15 @@ def test_kernels_are_kept_where_that_is_safe_and_the_user_says_nothing(
     assert os.environ.get(VARIABLE) == after
 
 
-def test_importing_ultralytics_decides_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("plugins", "found"), [("*", "1"), ("-kernel_cache", None), ("", "1")])
+def test_importing_ultralytics_decides_it_unless_the_policy_is_blocked(
+    plugins: str, found: str | None, tmp_path: Path
+) -> None:
     code = (
         "import torch; torch.version.xpu = '20250001'; torch.xpu._is_compiled = lambda: True; import ultralytics, os; "
     )
     code += f"print('found', os.environ.get('{VARIABLE}'))"
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    environment["YOLO_XPU_PLUGINS"] = plugins
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "found 1" in done.stdout
+    assert f"found {found}" in done.stdout

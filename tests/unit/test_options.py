@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import yolo_xpu_trainer
 from yolo_xpu_trainer import Options, XPUDetectionTrainer
 from yolo_xpu_trainer.errors import OptionError, OptionValueError, UnknownOptionError, XPUTrainerError
+from yolo_xpu_trainer.options import unknown_variables
 from yolo_xpu_trainer.plugins import declared_options
 
 from ..conftest import TrainingData
@@ -119,6 +122,13 @@ def test_an_option_like_no_other_is_refused_with_all_there_are(build: Build) -> 
         assert option.key in str(caught.value)
 
 
+@pytest.mark.parametrize("misspelt", ["xpu_chanels_last", "xpu_fast_nsm", "xpu_plugin"])
+def test_only_names_that_are_near_are_suggested(misspelt: str) -> None:
+    with pytest.raises(UnknownOptionError) as caught:
+        Options.pop_from({misspelt: 0}, declared_options())
+    assert caught.value.suggestions in {("xpu_channels_last",), ("xpu_fast_nms",), ("xpu_plugins",)}
+
+
 @pytest.mark.parametrize("value", ["maybe", 2, -1, None, "", [True]], ids=repr)
 def test_a_value_that_a_switch_can_not_take_is_refused(build: Build, value: object) -> None:
     with pytest.raises(OptionValueError, match="is invalid: it must be True or False") as caught:
@@ -181,14 +191,72 @@ def test_a_bad_value_in_the_environment_is_refused_by_the_variables_name(
     assert build(xpu_pin_memory=True).xpu.options[PIN_MEMORY]
 
 
+def test_an_option_that_acts_in_validation_too_counts_before_a_bad_value_in_the_environment(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_FAST_NMS", "perhaps")
+    with pytest.raises(OptionValueError, match="YOLO_XPU_FAST_NMS='perhaps'"):
+        build()
+    assert build(xpu_fast_nms=False).xpu.options.as_dict()["fast_nms"] is False
+
+
+# Variables that nobody reads
+
+
+@pytest.mark.parametrize(
+    ("variable", "near"),
+    [
+        ("YOLO_XPU_PREFTCH", ["YOLO_XPU_PREFETCH"]),
+        ("YOLO_XPU_PLUGIN", ["YOLO_XPU_PLUGINS"]),
+        ("YOLO_XPU_AUTOLAOD", ["YOLO_XPU_AUTOLOAD"]),
+        ("YOLO_XPU_TRAINERS", ["YOLO_XPU_TRAINER"]),
+        ("YOLO_XPU_DEVICE", []),
+        ("YOLO_XPU_", []),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_found_with_those_that_are_near(
+    variable: str, near: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "0")
+    assert unknown_variables(declared_options()) == {variable: near}
+
+
+def test_every_variable_that_the_package_names_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(yolo_xpu_trainer.__file__).parent
+    files = [*package.rglob("*.py"), package.parent / "_yolo_xpu_trainer_autoload.py"]
+    named = {name for file in files for name in re.findall(r"YOLO_XPU_[A-Z_]*[A-Z]", file.read_text("utf-8"))}
+    assert {"YOLO_XPU_AMP", "YOLO_XPU_AUTOLOAD", "YOLO_XPU_CHILD", "YOLO_XPU_PREFETCH", "YOLO_XPU_TRAINER"} <= named
+    for name in {*named, *(option.variable for option in declared_options())}:
+        monkeypatch.setenv(name, "0")
+    assert unknown_variables(declared_options()) == {}
+
+
 def test_options_that_an_older_or_newer_release_saved_do_not_stop_a_resume() -> None:
     assert Options.resolve(declared_options(), {}, {"from_the_future": 1, "pin_memory": False}) == options(
         pin_memory=False
     )
 
 
+def test_a_child_process_is_told_what_the_user_gave_and_no_default(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = {"YOLO_XPU_AMP": "auto"}
+    assert build().xpu.environment() == auto
+    monkeypatch.setenv("YOLO_XPU_TF32", "0")
+    given = build(xpu_pin_memory=True).xpu  # the default, but given
+    assert given.environment() == {**auto, "YOLO_XPU_PIN_MEMORY": "1", "YOLO_XPU_TF32": "0"}
+
+
+def test_what_a_resumed_run_was_given_is_given_and_its_defaults_are_not() -> None:
+    saved = {**options().as_dict(), "pin_memory": False, "prefetch": 3}
+    resumed = Options.resolve(declared_options(), {"prefetch": 2}, saved)
+    assert resumed.decided() == {"pin_memory": False, "prefetch": 2}
+    assert resumed.is_given(PIN_MEMORY)
+    assert not Options.resolve(declared_options(), {}, options().as_dict()).decided()
+
+
 def test_a_child_process_decides_the_same_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     decided = options(**{name: not options().as_dict()[name] for name in SWITCHES})
-    for name, value in Options.environment_of(decided.as_dict()).items():
+    for name, value in Options.environment_of(decided.decided()).items():
         monkeypatch.setenv(name, value)
     assert options() == decided

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..plugins import is_blocked
 from ..run import Run
 
 __all__ = ["keep", "may_crash", "runtime"]
 
 _LOGGER = logging.getLogger("ultralytics")
 
+_NAME = __name__.rpartition(".")[2]
 VARIABLE = "SYCL_CACHE_PERSISTENT"
 _FIRST_THAT_CRASHES = "20250300"  # no end to it is known
 
@@ -38,7 +40,7 @@ def may_crash() -> bool:
 
 def keep() -> None:
     """Switch the cache on where the user says nothing and it is safe; SYCL reads the variable when it is first used."""
-    if torch.xpu._is_compiled() and not may_crash():
+    if torch.xpu._is_compiled() and not may_crash() and not is_blocked(_NAME):
         os.environ.setdefault(VARIABLE, "1")
 
 

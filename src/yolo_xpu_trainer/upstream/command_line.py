@@ -1,13 +1,41 @@
-"""The `yolo` command takes a trainer by name and the `xpu_*` options: `yolo train … trainer=xpu xpu_prefetch=0`."""
+"""The `yolo` command takes a trainer by name and the `xpu_*` options, and ends with one line where we refuse to go on.
+
+`yolo train … trainer=xpu xpu_prefetch=0`.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import XPUTrainerError
+from ..options import TRUE_WORDS
 from ..patches import patch
 
 __all__ = ["PATCHES"]
+
+_VERBOSE = "YOLO_VERBOSE"  # Ultralytics' own variable; unset, it is as verbose as if it were true
+
+
+@patch("ultralytics.cfg:entrypoint", why="an error of this package would end the `yolo` command with a traceback")
+def entrypoint(original: Callable[..., Any], debug: str = "") -> Any:
+    """Run the `yolo` command; an error of ours ends it with one line, or its traceback, and exit status 2.
+
+    Python code that hands in a command line gets the exception.
+    """
+    if debug:
+        return original(debug)
+    try:
+        return original()
+    except XPUTrainerError as error:
+        if os.environ.get(_VERBOSE, "").strip().lower() in TRUE_WORDS:
+            traceback.print_exc()
+        else:
+            print(f"yolo: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @patch("ultralytics.cfg:check_dict_alignment", why="`yolo` refuses `trainer=` and every `xpu_*` option")
@@ -20,4 +48,4 @@ def check_dict_alignment(
     return original(base, custom, *args, **kwargs)
 
 
-PATCHES = [check_dict_alignment]
+PATCHES = [entrypoint, check_dict_alignment]

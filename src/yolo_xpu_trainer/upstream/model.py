@@ -6,8 +6,10 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
+
+import torch
 
 from .. import devices
 from ..errors import UnknownTrainerError
@@ -69,7 +71,8 @@ def train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs
     given = Options.pop_from(kwargs, declared_options())
     if trainer is None:
         trainer = os.environ.get(TRAINER_VARIABLE) or None
-    with Options.scope(given):
+    # Not nested: a training in a callback of another one has options of its own.
+    with Options.scope(given, nested=False):
         if isinstance(trainer, str) and trainer:
             upstream = self._smart_load("trainer")
             upstream = upstream.args[0] if isinstance(upstream, functools.partial) else upstream
@@ -84,7 +87,8 @@ def train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs
         kwargs.update({f"xpu_{name}": value for name, value in given.items()})
     else:
         _say_what_is_absent(trainer, kwargs.get("device", self.overrides.get("device")), given)
-    return original(self, trainer, **kwargs)
+    with Options.scope({}, nested=False):
+        return original(self, trainer, **kwargs)
 
 
 def _made_automatically(trainer: Any, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -118,6 +122,22 @@ def _say_what_is_absent(trainer: Any, device: Any, given: Mapping[str, Any]) -> 
         f"XPU: {name} trains on the XPU without the policies of yolo-xpu-trainer ({policies}). "
         f"`class {name}(XPUTrainer, …)` adds them."
     )
+
+
+@patch(f"{_MODEL}.to", why="where the XPU named isn't there, PyTorch says neither why nor what to do")
+def to(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Move the model; an XPU that it is moved to must be there."""
+    device = kwargs.get("device", args[0] if args else None)
+    if isinstance(device, (str, torch.device)) and str(device).startswith("xpu"):
+        devices.resolve(device, prefer_xpu=True)
+    return original(self, *args, **kwargs)
+
+
+@patch(f"{_MODEL}.xpu", why="where there is no XPU, PyTorch says neither why nor what to do")
+def xpu(original: Callable[..., Any], self: Any, device: Any = None) -> Any:
+    """Move the model to an XPU, which must be there."""
+    devices.resolve(torch.device("xpu", device) if isinstance(device, int) else device or "xpu", prefer_xpu=True)
+    return original(self, device)
 
 
 @patch(f"{_MODEL}.tune", why="the processes that it starts would not know the trainer and options asked for")
@@ -162,14 +182,32 @@ def _taking_options(method: str) -> Patch:
     def taking(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         """Take the `xpu_*` options before Ultralytics sees them."""
         with Options.scope(Options.pop_from(kwargs, declared_options())):
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            return _in_scope(result, Options.in_scope()) if isinstance(result, Generator) else result
 
     return taking
+
+
+def _in_scope(results: Generator[Any, None, Any], options: Mapping[str, Any]) -> Generator[Any, None, None]:
+    """Go through the results of `stream=True`, with the options in scope in each step, and not between them."""
+    try:
+        while True:
+            with Options.scope(options):
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+            yield result
+    finally:
+        with Options.scope(options):
+            results.close()
 
 
 PATCHES = [
     smart_load,
     train,
+    to,
+    xpu,
     tune,
     *(_taking_options(method) for method in ("val", "predict", "track", "export", "benchmark")),
 ]

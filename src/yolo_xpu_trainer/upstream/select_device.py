@@ -10,6 +10,7 @@ import torch
 
 from .. import devices
 from ..patches import patch
+from ..plugins import check_environment
 
 __all__ = ["PATCHES"]
 
@@ -26,6 +27,7 @@ def select_device(original: Callable[..., Any], device: Any = "", *args: Any, **
     indices = devices.resolve(device, prefer_xpu=False)
     if indices is None:
         return original(device, *args, **kwargs)
+    check_environment()  # every mode comes by here, before it loads data
     if len(indices) == 1:
         torch.xpu.set_device(indices[0])
     if kwargs.get("verbose", True):
