@@ -10,7 +10,7 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -20,13 +20,13 @@ import torch
 from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 
 from . import devices
-from .batches import AheadBatch
 from .errors import DeviceError, OptionValueError, RunUnderWayError
 from .options import Options
-from .patches import Patch, applied, patch
+from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
 from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings
+from .seams import seams
 from .upstream import legacy
 from .upstream.child_processes import CHILD_VARIABLE, environment_patch
 from .versions import knows_accelerators, knows_named_precisions
@@ -228,7 +228,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             "DDP workers, which never run the user's script, would not know the run's precision and options",
         )
         wanted = [one for patches in self.xpu.hooks.xpu_patches(trainer=self) for one in patches]
-        return [children, *legacy.RUN_PATCHES * (len(self.xpu.indices) > 1), *_seams(self), *wanted]
+        return [children, *legacy.RUN_PATCHES * (len(self.xpu.indices) > 1), *seams(self), *wanted]
 
     def _setup_ddp(self, *args: Any) -> None:
         if self.xpu is None or knows_accelerators():
@@ -281,92 +281,17 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
 
     @contextmanager
     def _around(self, hook: str) -> Iterator[None]:
+        if self.xpu is None:
+            yield
+            return
         with ExitStack() as stack:
-            for context in getattr(self.xpu.hooks, hook)(trainer=self) if self.xpu is not None else []:
+            for context in getattr(self.xpu.hooks, hook)(trainer=self):
                 try:
                     stack.enter_context(context)
                 except Exception as error:
-                    if not _run(self).recovery.gives_up(error):
+                    if not self.xpu.recovery.gives_up(error):
                         raise
             yield
-
-
-# Ultralytics' own methods, which a user's trainer may extend in front of the mixin or behind it: what happens within
-# them is seen by both, as if Ultralytics did it.
-
-
-def _preprocess_batch(trainer: XPUTrainer) -> Callable[..., Any]:
-    def preprocess_batch(original: Callable[..., Any], self: Any, batch: Any) -> Any:
-        """Move a batch to the device as the policies want it, in the caller's own dict, then let Ultralytics go on."""
-        if self is trainer and isinstance(batch, dict):
-            asking = _run(trainer).hooks
-            moved = batch.arrive() if isinstance(batch, AheadBatch) and batch.is_moved else None
-            if moved is None:
-                moved = asking.xpu_move_batch(trainer=trainer, batch=batch)
-            if moved is not None and moved is not batch:
-                for key in batch.keys() - moved.keys():
-                    del batch[key]
-                batch.update(moved)
-            asking.xpu_arrange_batch(trainer=trainer, batch=batch)
-        return original(self, batch)
-
-    return preprocess_batch
-
-
-def _build_optimizer(trainer: XPUTrainer) -> Callable[..., Any]:
-    def build_optimizer(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Build an optimizer as the policies want it."""
-        optimizer = original(self, *args, **kwargs)
-        if self is not trainer:
-            return optimizer
-        prepared = _run(trainer).hooks.xpu_prepare_optimizer(trainer=trainer, optimizer=optimizer)
-        return optimizer if prepared is None else prepared
-
-    return build_optimizer
-
-
-def _forward(trainer: XPUTrainer) -> Callable[..., Any]:
-    def forward(original: Callable[..., Any], self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Compute a batch's loss; the first one's once more where a policy that took part in it failed."""
-        recovery = _run(trainer).recovery
-        if not isinstance(x, dict) or not torch.is_grad_enabled() or recovery.trusts(_LOSS):
-            return original(self, x, *args, **kwargs)
-        while True:
-            try:
-                loss = original(self, x, *args, **kwargs)
-            except Exception as error:
-                if not recovery.gives_up(error):
-                    raise
-            else:
-                recovery.trust(_LOSS)
-                return loss
-
-    return forward
-
-
-_LOSS = "the loss of a batch"
-_MODEL = "ultralytics.nn.tasks:BaseModel.forward"
-
-
-def _seams(trainer: XPUTrainer) -> list[Patch]:
-    """Return the patches of Ultralytics' own methods that a trainer inherits, by which policies are asked."""
-    found = [patch(_MODEL, why="a policy that fails within the loss would end the run")(_forward(trainer))]
-    for why, function in (
-        ("batches would be copied one tensor after the other, in their steps", _preprocess_batch(trainer)),
-        ("optimizers would not be fused", _build_optimizer(trainer)),
-    ):
-        method = function.__name__
-        for upstream in type(trainer).__mro__:
-            if upstream.__module__.partition(".")[0] == "ultralytics" and method in vars(upstream):
-                target = f"{upstream.__module__}:{upstream.__qualname__}.{method}"
-                found.append(patch(target, why=why)(function))
-                break
-    return found
-
-
-def _run(trainer: XPUTrainer) -> Run:
-    assert trainer.xpu is not None
-    return trainer.xpu
 
 
 if TYPE_CHECKING:  # made on first use, below: each exists where the installed Ultralytics has its base

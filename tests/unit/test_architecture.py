@@ -27,6 +27,7 @@ LAYERS = (
     {"hookspecs"},
     {"plugins"},
     {"upstream"},
+    {"seams"},
     {"trainers"},
     {"policies"},
     {"activation"},
