@@ -173,6 +173,15 @@ class ViewInValidation(Around):
         return x if self.training else x.view(x.shape[0], -1).reshape(x.shape)
 
 
+class Complex(Around):
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.phases = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+    def change(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.phases.abs().mean()
+
+
 class Remembers(Around):
     """Counts its calls, keeps a list and a running mean, draws random numbers, and clamps a weight."""
 

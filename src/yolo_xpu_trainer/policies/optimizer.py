@@ -112,6 +112,9 @@ def _give_up(optimizer: torch.optim.Optimizer, reason: str) -> None:
     for group in optimizer.param_groups:
         group["fused"] = False
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    for state in optimizer.state.values():
+        if isinstance(step := state.get("step"), torch.Tensor):
+            state["step"] = step.cpu()  # a plain one reads it on the host, in every step
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     scale, overflow = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
     for name in ("grad_scale", "found_inf"):
