@@ -54,18 +54,15 @@ def test_model_average_and_optimizer_are_laid_out_as_asked(
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, train: Train, channels_last: bool) -> None:
-
-    from yolo_xpu_trainer import XPUDetectionTrainer
-
     seen: set[tuple[bool, torch.dtype]] = set()
 
-    class Looking(XPUDetectionTrainer):
-        def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-            done = super().preprocess_batch(batch)
-            seen.add((in_channels_last(done["img"]), done["img"].dtype))
-            return done
+    def look(module: torch.nn.Module, inputs: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3 and module.training:
+            seen.add((in_channels_last(inputs[0]), inputs[0].dtype))
 
-    train(trainer=Looking, imgsz=64, val=False, xpu_channels_last=channels_last, multi_scale=0.5)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    train(imgsz=64, val=False, xpu_channels_last=channels_last, multi_scale=0.5)
+    hook.remove()
     assert seen == {(channels_last, torch.float32)}
 
 

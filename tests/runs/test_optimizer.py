@@ -55,18 +55,68 @@ def test_a_kernel_that_computes_something_else_is_not_used(xpu: Any, train: Trai
     assert not optimizer.fused_agrees.__wrapped__(torch.optim.AdamW, xpu)
 
 
-def test_gradients_of_another_layout_end_the_fusing_before_the_first_step(
-    xpu: torch.device, log: list[logging.LogRecord]
-) -> None:
-    from yolo_xpu_trainer.policies.optimizer import _FirstStep
+def optimizer_of(train: Train, name: str = "AdamW") -> Any:
+    """Return an optimizer as a run has it after its first epoch."""
+    return look(train, "on_train_epoch_end", lambda trainer: trainer.optimizer, optimizer=name)
 
+
+@pytest.mark.parametrize("first", [True, False], ids=["in the first step", "later"])
+def test_gradients_of_another_layout_end_the_fusing(
+    xpu: torch.device, train: Train, log: list[logging.LogRecord], first: bool
+) -> None:
+    fused = optimizer_of(train)
     weight = torch.nn.Parameter(torch.rand(4, 3, 2, 2, device=xpu))
-    fused = torch.optim.AdamW([weight], fused=True)
-    fused.register_step_pre_hook(_FirstStep())
+    fused.add_param_group({"params": [weight], "initial_lr": 0.1, "lr": 0.1})
+    if not first:
+        weight.grad = torch.rand(4, 3, 2, 2, device=xpu)
+        fused.step()
+        assert all(group["fused"] for group in fused.param_groups)
     weight.grad = torch.rand(4, 3, 2, 2, device=xpu).to(memory_format=torch.channels_last)
+    before = weight.detach().clone()
     fused.step()
-    assert not fused.param_groups[0]["fused"]
+    assert not any(group["fused"] for group in fused.param_groups)
+    assert not torch.equal(before, weight)
     assert any("another memory layout" in record.getMessage() for record in log)
+
+
+def test_a_dimension_of_size_one_has_no_layout(xpu: torch.device, train: Train) -> None:
+    fused = optimizer_of(train)
+    weight = torch.nn.Parameter(torch.rand(4, 3, 1, 1, device=xpu))
+    fused.add_param_group({"params": [weight]})
+    weight.grad = (
+        torch.rand(4, 3, 1, 1, device=xpu).to(memory_format=torch.channels_last).as_strided((4, 3, 1, 1), (3, 1, 7, 9))
+    )
+    fused.step()
+    assert all(group["fused"] for group in fused.param_groups)
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_scaled_step_that_gives_up_fusing_is_as_one_that_was_never_fused(
+    xpu: torch.device, train: Train, overflow: bool, unscaled: bool
+) -> None:
+    from yolo_xpu_trainer.policies.grad_scaler import GradScaler
+
+    fused = optimizer_of(train)
+    for group in fused.param_groups:
+        for weight in group["params"]:
+            weight.grad = None
+    weight = torch.nn.Parameter(torch.rand(4, 3, 2, 2, device=xpu))
+    twin = torch.nn.Parameter(weight.detach().clone())
+    fused.add_param_group({"params": [weight]})
+    defaults = {name: fused.defaults[name] for name in ("lr", "betas", "weight_decay")}
+    plain = torch.optim.AdamW([twin], **defaults)
+    for optimizer, parameter in ((plain, twin), (fused, weight)):
+        scaler = GradScaler("xpu", init_scale=8.0)
+        values = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)).to(xpu)
+        scaler.scale(torch.ones((), device=xpu))
+        parameter.grad = (values * 8 if not overflow else values * float("inf")).to(memory_format=torch.channels_last)
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.allclose(weight, twin)
+    assert not any(group["fused"] for group in fused.param_groups)
 
 
 def test_an_overflow_skips_the_step_without_a_wait(xpu: Any, train: Train) -> None:

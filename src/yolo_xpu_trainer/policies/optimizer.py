@@ -35,15 +35,20 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     """
     run: Run = trainer.xpu
     kind = type(optimizer)
-    if not run.options[FUSED_OPTIMIZER] or kind not in _KINDS or not fused_agrees(kind, run.device.device):
+    chosen = optimizer.defaults.get("fused") is not None or optimizer.defaults.get("foreach") is not None
+    if chosen or not run.options[FUSED_OPTIMIZER] or kind not in _KINDS or not fused_agrees(kind, run.device.device):
         return None
     known = inspect.signature(kind).parameters
     defaults = {name: value for name, value in optimizer.defaults.items() if name in known}
     groups = [{**group, **_FUSED} for group in optimizer.param_groups]
-    fused = kind(groups, **{**defaults, **_FUSED})
+    try:
+        fused = kind(groups, **{**defaults, **_FUSED})
+    except RuntimeError as error:  # of weights that no kernel takes, such as complex ones
+        _LOGGER.info(f"XPU: the optimizer is not fused, which is slower: {error}")
+        return None
     fused.register_load_state_dict_pre_hook(_stay_fused)
     fused.register_state_dict_post_hook(_omit_fused)
-    fused.register_step_pre_hook(_FirstStep())
+    fused.register_step_pre_hook(_check_step)
     return fused
 
 
@@ -53,8 +58,10 @@ _FUSED: dict[str, Any] = {"fused": True, "foreach": None}
 def _stay_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Load a checkpoint's state, which says of no device that it is fused."""
     fused = [group.get("fused") for group in optimizer.param_groups]
-    groups = zip(state["param_groups"], fused, strict=True)
-    return {**state, "param_groups": [{**group, "fused": flag} for group, flag in groups]}
+    groups = state["param_groups"]
+    if len(groups) != len(fused):
+        return state  # which is refused with a message of PyTorch's
+    return {**state, "param_groups": [{**group, "fused": flag} for group, flag in zip(groups, fused, strict=True)]}
 
 
 def _omit_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -63,29 +70,64 @@ def _omit_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
         group["fused"] = None
 
 
-class _FirstStep:
-    """Gives up fusing where gradients are laid out otherwise than weights, which the kernels refuse.
+def _check_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Give up fusing where the kernels would refuse a step.
+
+    They want gradients and state laid out as weights. Autograd lays gradients out so, except for weights with gaps in
+    memory; gradients that users' code assigns may have any layout, and weights may be added, unfrozen or laid out anew
+    at any time. So each step is looked at, which takes neither a kernel nor a sync.
 
     Source: `check_fast_path_restrictions` in the fused kernels of CUDA and of torch-xpu-ops.
     """
-
-    def __init__(self) -> None:
-        self._passed = False
-
-    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._passed:
-            self._passed = True
-            _check_layouts(optimizer)
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and (reason := _obstacle(optimizer)):
+        _give_up(optimizer, reason)
 
 
-def _check_layouts(optimizer: torch.optim.Optimizer) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if all(p.grad.stride() == p.stride() for p in parameters):
-        return
+def _obstacle(optimizer: torch.optim.Optimizer) -> str:
+    for group in optimizer.param_groups:
+        if not group.get("fused"):
+            return "a group of weights is not"
+        for weight in group["params"]:
+            gradient = weight.grad
+            if gradient is None:
+                continue
+            if not weight.is_floating_point() or gradient.layout is not torch.strided:
+                return "a weight is complex, or its gradient sparse"
+            state = optimizer.state.get(weight, {})
+            like = state.get("exp_avg", state.get("momentum_buffer"))
+            if not _has_layout(gradient, weight) or not (like is None or _has_layout(like, weight)):
+                return "a weight's gradient or state has another memory layout"
+    return ""
+
+
+def _has_layout(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a tensor is laid out as a weight, which for a dimension of size 1 means nothing."""
+    return tensor.stride() == weight.stride() or all(
+        size == 1 or a == b for size, a, b in zip(weight.shape, tensor.stride(), weight.stride(), strict=True)
+    )
+
+
+def _give_up(optimizer: torch.optim.Optimizer, reason: str) -> None:
+    """Go on without fusing, from this step on, for which the gradient scaler has counted on it already."""
     for group in optimizer.param_groups:
         group["fused"] = False
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    _LOGGER.info("XPU: gradients have another memory layout than weights, so the optimizer is not fused.")
+    for state in optimizer.state.values():
+        if isinstance(step := state.get("step"), torch.Tensor):
+            state["step"] = step.cpu()  # a plain one reads it on the host, in every step
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    scale, overflow = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+    for name in ("grad_scale", "found_inf"):
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, None)
+    if overflow is not None and overflow.item():
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = None  # which skips the step
+    elif scale is not None:
+        for gradient in gradients:
+            gradient.div_(scale)
+    _LOGGER.info(f"XPU: the optimizer is not fused any more, which is slower: {reason}.")
 
 
 @functools.cache
