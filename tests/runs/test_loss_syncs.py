@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
 
 import xpu_simulator
+from yolo_xpu_trainer import XPUDetectionTrainer
 
 from ..conftest import Train
 
@@ -136,3 +139,44 @@ def test_a_validation_batch_is_not_padded_by_the_count_of_a_training_batch(
     assert any(known is not None for known in in_training)
     assert in_validation
     assert all(known is None for known in in_validation)
+
+
+# A user's own loss
+
+
+class KeepingLoss(v8DetectionLoss):
+    """Keeps the foreground mask that it got, and how many anchors it has."""
+
+    def get_assigned_targets_and_loss(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().get_assigned_targets_and_loss(*args, **kwargs)
+        self.kept = found[0][0], found[0][0].sum(), found[0][0][0]
+        return found
+
+
+class KeepingModel(DetectionModel):
+    """Has a loss that keeps its mask."""
+
+    def init_criterion(self) -> KeepingLoss:
+        return KeepingLoss(self)
+
+
+class KeepingTrainer(XPUDetectionTrainer):
+    """Trains such a model, and puts what its loss keeps where a save copies it."""
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> KeepingModel:
+        return KeepingModel(cfg, nc=self.data["nc"], verbose=False)
+
+    def save_model(self) -> Any:
+        self.ema.ema.kept = self.model.criterion.kept
+        return super().save_model()
+
+
+def test_a_loss_that_keeps_its_mask_is_saved_with_plain_tensors(train: Train) -> None:
+    saved: list[Any] = []
+
+    def look(trainer: Any) -> None:
+        saved.extend(torch.load(trainer.last, weights_only=False, map_location="cpu")["ema"].kept)
+
+    trainer = train(trainer=KeepingTrainer, callbacks={"on_model_save": look})
+    assert [type(part) for part in saved] == [torch.Tensor] * 3
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(saved, trainer.model.criterion.kept, strict=True))
