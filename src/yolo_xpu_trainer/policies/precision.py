@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
@@ -51,9 +52,29 @@ def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype
     source="ultralytics/engine/validator.py, BaseValidator.__call__",
 )
 def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a model in the run's precision."""
+    """Run a model in the run's precision; what it gives is in float32.
+
+    The validator computes losses, and users' validators whatever they want, outside of autocast: there a bfloat16 tensor
+    meets no float32 one (the weights of a `CrossEntropyLoss`), and NumPy knows no bfloat16.
+    """
     with run.autocast():
-        return original(self, *args, **kwargs)
+        return _in_float32(original(self, *args, **kwargs))
+
+
+@patch(
+    "ultralytics.nn.distill_model:DistillationModel.forward",
+    why="validation of a model that is distilled would run in fp32, which is slower",
+    source="ultralytics/nn/distill_model.py",
+    optional=True,
+)
+def distilled_forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a student in the run's precision, which its wrapper calls by another method than `forward`."""
+    with run.autocast():
+        return _in_float32(original(self, *args, **kwargs))
+
+
+def _in_float32(output: Any) -> Any:
+    return tree_map(lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype is torch.bfloat16 else v, output)
 
 
 @hookimpl
@@ -82,7 +103,7 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
         if name in before:
             setattr(args, name, off)
     try:
-        with applied([forward], run):
+        with applied([forward, distilled_forward], run):
             yield
     finally:
         trainer.amp = amp
