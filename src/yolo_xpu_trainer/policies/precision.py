@@ -54,8 +54,8 @@ def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype
 def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a model in the run's precision; what it gives is in float32.
 
-    The validator computes losses, and users' validators whatever they want, outside of autocast: there a bfloat16 tensor
-    meets no float32 one (the weights of a `CrossEntropyLoss`), and NumPy knows no bfloat16.
+    The validator computes losses, and users' validators whatever they want, outside of autocast. There bfloat16 doesn't
+    go with float32, such as the weights of a `CrossEntropyLoss`, and NumPy doesn't know it.
     """
     with run.autocast():
         return _in_float32(original(self, *args, **kwargs))
