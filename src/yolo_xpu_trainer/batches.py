@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["AheadBatch"]
+__all__ = ["AheadBatch", "changes_batches"]
 
 
 class AheadBatch(dict[str, Any]):
@@ -54,6 +54,18 @@ class AheadBatch(dict[str, Any]):
     def is_moved(self) -> bool:
         """Whether there are copies on the device still."""
         return bool(self._moved)
+
+
+def changes_batches(trainer: Any) -> type | None:
+    """Return the class of a user's that has a `preprocess_batch`, which may change batches in ways that can't be told.
+
+    Args:
+        trainer: The trainer.
+    """
+    for owner in type(trainer).__mro__:
+        if "preprocess_batch" in vars(owner):
+            return None if owner.__module__.partition(".")[0] == "ultralytics" else owner
+    return None
 
 
 def _version(value: object) -> int | None:

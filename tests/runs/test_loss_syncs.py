@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
 
 import xpu_simulator
+from yolo_xpu_trainer import XPUDetectionTrainer
 
 from ..conftest import Train
 
@@ -136,3 +140,83 @@ def test_a_validation_batch_is_not_padded_by_the_count_of_a_training_batch(
     assert any(known is not None for known in in_training)
     assert in_validation
     assert all(known is None for known in in_validation)
+
+
+# A user's own batches
+
+
+class Joining:
+    """Joins the four images of a batch on the device, as a mosaic, and gives their labels to the one that results."""
+
+    in_place = False
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = super().preprocess_batch(batch)  # type: ignore[misc]
+        index, (a, b, c, d) = batch["batch_idx"].long(), batch["img"]
+        batch["img"] = torch.cat((torch.cat((a, b), 2), torch.cat((c, d), 2)), 1)[None]
+        corner = torch.stack((index % 2, index.div(2, rounding_mode="floor")), 1)
+        if self.in_place:
+            batch["batch_idx"].zero_()
+            batch["bboxes"][:, :2].add_(corner)
+            batch["bboxes"].div_(2)
+        else:
+            batch["batch_idx"] = torch.zeros_like(batch["batch_idx"])
+            batch["bboxes"] = torch.cat((batch["bboxes"][:, :2] + corner, batch["bboxes"][:, 2:]), 1) / 2
+        return batch
+
+
+class JoiningTrainer(Joining, XPUDetectionTrainer): ...
+
+
+class InPlaceJoiningTrainer(JoiningTrainer):
+    in_place = True
+
+
+class PlainJoiningTrainer(Joining, DetectionTrainer): ...
+
+
+def test_images_joined_on_the_device_are_trained_on_as_in_plain_ultralytics(train: Train) -> None:
+    _, _, expected = second_epoch(train, plain=True, trainer=PlainJoiningTrainer, optimizer="AdamW")
+    for trainer in (JoiningTrainer, InPlaceJoiningTrainer):
+        assert second_epoch(train, plain=False, trainer=trainer, optimizer="AdamW")[2] == expected
+
+
+# A user's own loss
+
+
+class KeepingLoss(v8DetectionLoss):
+    """Keeps the foreground mask that it got, and how many anchors it has."""
+
+    def get_assigned_targets_and_loss(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().get_assigned_targets_and_loss(*args, **kwargs)
+        self.kept = found[0][0], found[0][0].sum(), found[0][0][0]
+        return found
+
+
+class KeepingModel(DetectionModel):
+    """Has a loss that keeps its mask."""
+
+    def init_criterion(self) -> KeepingLoss:
+        return KeepingLoss(self)
+
+
+class KeepingTrainer(XPUDetectionTrainer):
+    """Trains such a model, and puts what its loss keeps where a save copies it."""
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> KeepingModel:
+        return KeepingModel(cfg, nc=self.data["nc"], verbose=False)
+
+    def save_model(self) -> Any:
+        self.ema.ema.kept = self.model.criterion.kept
+        return super().save_model()
+
+
+def test_a_loss_that_keeps_its_mask_is_saved_with_plain_tensors(train: Train) -> None:
+    saved: list[Any] = []
+
+    def look(trainer: Any) -> None:
+        saved.extend(torch.load(trainer.last, weights_only=False, map_location="cpu")["ema"].kept)
+
+    trainer = train(trainer=KeepingTrainer, callbacks={"on_model_save": look})
+    assert [type(part) for part in saved] == [torch.Tensor] * 3
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(saved, trainer.model.criterion.kept, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 import torch
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
 
 import xpu_simulator
 from xpu_simulator import counters
 from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer.trainers import XPUSemanticSegmentationTrainer
 
-from ..conftest import TrainingData
+from ..conftest import Train, TrainingData
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 
@@ -187,3 +192,98 @@ def test_training_and_both_validations_run_in_the_precision_asked_for(
     assert all(map(math.isfinite, trainer.metrics.values()))
     if not trainer.xpu.device.has_fp64:
         assert not counters.read().float64_kernels
+
+
+# What a validator computes outside of autocast
+
+
+@pytest.mark.usefixtures("xpu")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_semantic_segmentation_with_class_weights_validates_in_bf16(
+    train: Train, data: TrainingData, tmp_path: Path, resumed: bool
+) -> None:
+    given = {"data": data("semantic"), "trainer": XPUSemanticSegmentationTrainer}
+    new = {**given, "model": "yolo26n-sem.yaml", "cls_pw": 0.5, "amp": "bf16"}
+    if resumed:
+        with pytest.raises(StopHere):
+            train(**new, epochs=2, val=False, callbacks={"on_model_save": stop_here}, name="first")
+        trainer = train(**given, model=str(tmp_path / "first" / "weights" / "last.pt"), resume=True)
+    else:
+        trainer = train(**new)
+    assert trainer.xpu.precision.name == "bf16"
+    assert trainer.model.class_weights.dtype is torch.float32
+    assert all(math.isfinite(value) for key, value in trainer.metrics.items() if "loss" in key)
+
+
+def stop_here(trainer: Any) -> None:
+    raise StopHere
+
+
+class Criterion:
+    """A criterion that is no class of Ultralytics', and gets a model's outputs as they are."""
+
+    def __init__(self, model: Any) -> None:
+        self.theirs = v8DetectionLoss(model)
+        self.dtypes: set[torch.dtype] = set()
+
+    def __call__(self, preds: Any, batch: Any) -> Any:
+        loss, items = self.theirs(preds, batch)
+        scores = self.theirs.parse_output(preds)["scores"]
+        self.dtypes.add(scores.dtype)
+        weights = torch.ones(scores.shape[1], device=scores.device)
+        flat = scores.transpose(1, 2).flatten(0, 1)
+        return loss + nn.CrossEntropyLoss(weight=weights)(flat, flat.argmax(1)), items
+
+
+class OwnLossModel(DetectionModel):
+    """Has such a criterion."""
+
+    def init_criterion(self) -> Criterion:
+        return Criterion(self)
+
+
+class OwnValidator(DetectionValidator):
+    """Looks at a model's outputs by NumPy, which knows no bfloat16."""
+
+    looked_at = 0
+
+    def postprocess(self, preds: Any) -> Any:
+        for feature in preds[1]["feats"]:
+            feature.cpu().numpy()
+            OwnValidator.looked_at += 1
+        return super().postprocess(preds)
+
+
+class OwnLossTrainer(XPUDetectionTrainer):
+    """Trains such a model, and validates it by a validator of its own."""
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> OwnLossModel:
+        return OwnLossModel(cfg, nc=self.data["nc"], verbose=False)
+
+    def get_validator(self) -> OwnValidator:
+        return OwnValidator(self.test_loader, self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+
+
+@pytest.mark.usefixtures("xpu")
+def test_own_losses_and_validators_get_float32_from_a_validated_model(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnValidator, "looked_at", 0)
+    seen: list[set[torch.dtype]] = []
+    note = {"on_fit_epoch_end": lambda trainer: seen.append(trainer.ema.ema.criterion.dtypes)}
+    train(trainer=OwnLossTrainer, amp="bf16", callbacks=note)
+    assert seen[0] == {torch.float32}
+    assert OwnValidator.looked_at == 6  # after the epoch, and of the best weights
+
+
+@pytest.mark.usefixtures("xpu")
+def test_a_distilled_model_is_validated_in_bf16(train: Train, tmp_path: Path) -> None:
+    train(amp="bf16", name="teacher")
+    precisions = Precisions()
+    handle = nn.modules.module.register_module_forward_hook(precisions.note)
+    start = {"on_train_start": precisions.watch}
+    try:
+        train(amp="bf16", distill_model=str(tmp_path / "teacher" / "weights" / "last.pt"), callbacks=start)
+    finally:
+        handle.remove()
+    assert precisions.seen["val"] == {torch.bfloat16}

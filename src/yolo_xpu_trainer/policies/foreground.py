@@ -25,135 +25,199 @@ def xpu_options() -> list[Option[bool]]:
     return [FOREGROUND_ONCE]
 
 
-class ForegroundMask(torch.Tensor):
-    """A boolean mask that finds its positions when they are first needed, and is indexed with by them from then on.
+class _Known(torch.Tensor):
+    """A tensor that answers some calls from what is known of its contents, and is a plain one to every other.
 
-    It answers what losses ask of such a mask (`any()`, `sum()`, `nonzero()`, its rows, indexing with it) with the
-    values that a plain tensor gives; to everything else it is a plain tensor.
+    Copies of it, and what is computed from it, are plain tensors. Its contents are known as long as its version is what
+    it was when they became known: a version changes with the contents, whichever tensor of the same memory they are
+    changed by.
     """
 
-    _positions: tuple[torch.Tensor, ...] | None = None
-    _rows: list[ForegroundMask] | None = None
-    _at: int | None = None
-
-    @classmethod
-    def of(cls, mask: torch.Tensor, positions: tuple[torch.Tensor, ...] | None = None) -> ForegroundMask:
-        """Return a mask of the same bytes.
-
-        Args:
-            mask: Boolean.
-            positions: Where it is true, an index tensor for each dimension, if known.
-        """
-        made: ForegroundMask = mask.as_subclass(cls)  # type: ignore[no-untyped-call]
-        if positions is not None:
-            made._remember(positions)
-        return made
+    _at: int | None = None  # the version; None where nothing is known
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer from the positions, or leave it to the plain tensor."""
+        """Answer from what is known, or leave it to the plain tensor."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             answer = _ANSWERS.get(func)
-            if answer is not None and (found := answer(*args, **kwargs)) is not None:
-                return found
-            return func(*args, **kwargs)
+            if answer is None or not args or _is_transformed():
+                return func(*args, **kwargs)
+            return answer(func, *args, **kwargs)
 
-    def positions(self) -> tuple[torch.Tensor, ...]:
-        """Return where it is true, as `nonzero(as_tuple=True)` does."""
-        if self._positions is None or self._at != _version(self):
-            self._remember(self.nonzero(as_tuple=True))  # type: ignore[no-untyped-call]
-        assert self._positions is not None
-        return self._positions
+    def __copy__(self) -> torch.Tensor:
+        return _plain(self)
 
-    def count(self) -> int:
-        """Return how often it is true."""
-        return len(self.positions()[0])
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        plain = _plain(self)
+        memo.setdefault(id(memo), []).append(plain)  # the memo goes by identities, which must not be given again
+        memo[id(self)] = copied = plain.__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        return copied
 
-    def rows(self) -> list[ForegroundMask]:
-        """Return its parts along the first dimension; where each is true is known from where all are."""
-        first, *others = self.positions()
-        if self._rows is None:
-            lengths = first.cpu().bincount(minlength=len(self)).tolist()
-            parts = zip(*(torch.split(other, lengths) for other in others), strict=True)
-            self._rows = [self.of(row, part) for row, part in zip(self.unbind(0), parts, strict=True)]
-        return self._rows
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _plain(self).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
-    def _remember(self, positions: tuple[torch.Tensor, ...]) -> None:
-        self._positions, self._at, self._rows = positions, _version(self), None
+    def _is_known(self) -> bool:
+        return self._at is not None and self._at == self._version
 
 
-class _KnownNumber(torch.Tensor):
-    """A number on the device that the host knows."""
+class ForegroundMask(_Known):
+    """A boolean mask whose positions are found when they are first needed, and that is indexed by from then on.
 
-    value = 0
+    It answers what losses ask of such a mask (indexing with it or its rows, `nonzero(as_tuple=True)`, and the truth of
+    its `any()` and `sum()`) with what a plain tensor gives.
+    """
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if func in (torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.item):
-                return {torch.Tensor.__bool__: bool, torch.Tensor.__float__: float}.get(func, int)(args[0].value)
-            return func(*args, **(kwargs or {}))
+    _positions: torch.Tensor | None = None  # as `nonzero()` gives them
+    _row_of: tuple[ForegroundMask, int] | None = None
+    _rows: tuple[torch.Tensor, ...] | None = None  # the positions in each row
 
-
-def _version(tensor: torch.Tensor) -> int | None:
-    """Return a number that changes with a tensor's contents; None for an inference tensor, which tells of no change."""
-    return None if tensor.is_inference() else tensor._version
+    def _is_known(self) -> bool:
+        return super()._is_known() and (self._row_of is None or self._row_of[0]._is_known())
 
 
-def _plain(index: Any) -> Any:
-    """Return an index with positions in the place of masks, which is what indexing makes of masks itself."""
-    if isinstance(index, ForegroundMask):
-        return index.positions()
-    if isinstance(index, tuple) and any(isinstance(part, ForegroundMask) for part in index):
-        parts = [part.positions() if isinstance(part, ForegroundMask) else (part,) for part in index]
-        return tuple(entry for part in parts for entry in part)
-    return index
+class _Number(_Known):
+    """What `sum()` or `any()` of a mask is, on the device; the host is told without a sync."""
+
+    _mask: ForegroundMask
 
 
-def _getitem(tensor: torch.Tensor, index: Any) -> Any:
-    if isinstance(tensor, ForegroundMask):
-        return tensor.rows()[index] if type(index) is int and tensor.dim() == 2 else None
-    return tensor[_plain(index)]
+def known_mask(mask: torch.Tensor, row_of: tuple[ForegroundMask, int] | None = None) -> torch.Tensor:
+    """Return a mask of the same memory, whose positions will be found once.
+
+    Args:
+        mask: Boolean, on the device.
+        row_of: A mask that it is a row of, and its number there.
+    """
+    if mask.is_inference():  # its changes couldn't be told
+        return mask
+    known: ForegroundMask = mask.as_subclass(ForegroundMask)  # type: ignore[no-untyped-call]
+    known._at, known._row_of = known._version, row_of
+    return known
 
 
-def _setitem(tensor: torch.Tensor, index: Any, value: Any) -> Any:
-    tensor[_plain(index)] = value
-    return _NOTHING
+def _is_transformed() -> bool:
+    """Whether PyTorch's compiler or one of `torch.func` computes with other tensors than there are."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _nonzero(mask: Any, *, as_tuple: bool = False) -> Any:
-    return mask.positions() if as_tuple and isinstance(mask, ForegroundMask) else None
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a plain tensor of the same memory and version."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _any(mask: Any, *args: Any, **kwargs: Any) -> Any:
-    return torch.tensor(mask.count() > 0) if isinstance(mask, ForegroundMask) and not (args or kwargs) else None
-
-
-def _sum(mask: Any, *args: Any, **kwargs: Any) -> Any:
-    if not isinstance(mask, ForegroundMask) or args or kwargs:
+def _positions(mask: Any) -> torch.Tensor | None:
+    """Return where a mask is true, as `nonzero()` does; None if it isn't known to be what it was."""
+    if type(mask) is not ForegroundMask or not mask._is_known():
         return None
-    number: _KnownNumber = mask.sum().as_subclass(_KnownNumber)  # type: ignore[no-untyped-call]
-    number.value = mask.count()
+    if mask._positions is None:
+        with torch.inference_mode(False):  # else nothing that needs a gradient could be indexed by them later
+            mask._positions = mask.nonzero() if mask._row_of is None else _row(*mask._row_of)
+    return mask._positions
+
+
+def _row(mask: ForegroundMask, number: int) -> torch.Tensor | None:
+    """Return the positions in a row of a mask, which are found for all rows at once."""
+    positions = _positions(mask)
+    if mask._rows is None and positions is not None:
+        lengths = positions[:, 0].cpu().bincount(minlength=len(mask)).tolist()
+        mask._rows = torch.split(positions[:, 1:], lengths)
+    return None if positions is None or mask._rows is None else mask._rows[number]
+
+
+def _getitem(func: Any, tensor: Any, index: Any) -> Any:
+    if type(index) is ForegroundMask and _fits(index, tensor):
+        positions = _positions(index)
+        if positions is not None:
+            return func(tensor, positions.unbind(1))
+    found = func(tensor, index)
+    return known_mask(found, (tensor, index)) if type(index) is int and _has_rows(tensor) else found
+
+
+def _fits(mask: torch.Tensor, tensor: Any) -> bool:
+    """Whether indexing a tensor by a mask is indexing it by its positions: else PyTorch says what is wrong."""
+    return mask.dim() > 0 and tensor.device == mask.device and tensor.shape[: mask.dim()] == mask.shape
+
+
+def _has_rows(mask: Any) -> bool:
+    return type(mask) is ForegroundMask and mask.dim() == 2 and mask._is_known()
+
+
+def _unbind(func: Any, mask: Any, dim: int = 0) -> Any:
+    rows = func(mask, dim)
+    if not _has_rows(mask) or dim != 0:
+        return rows
+    return tuple(known_mask(row, (mask, i)) for i, row in enumerate(rows))
+
+
+def _nonzero(func: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    positions = _positions(mask) if not args and kwargs == {"as_tuple": True} else None
+    return func(mask, *args, **kwargs) if positions is None else positions.clone().unbind(1)
+
+
+def _count(func: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    if args or kwargs or type(mask) is not ForegroundMask or not mask._is_known():
+        return func(mask, *args, **kwargs)
+    with torch.inference_mode(False):  # else a change of the number couldn't be told
+        number: _Number = func(mask).as_subclass(_Number)
+    number._mask, number._at = mask, number._version
     return number
 
 
-def _unbind(mask: Any, dim: int = 0) -> Any:
-    return tuple(mask.rows()) if isinstance(mask, ForegroundMask) and dim == 0 and mask.dim() == 2 else None
+def _convert(func: Any, number: Any) -> Any:
+    positions = _positions(number._mask) if type(number) is _Number and number._is_known() else None
+    if positions is None:
+        return func(number)
+    count = len(positions)
+    return _CONVERSIONS[func](count if number.dtype is not torch.bool else count > 0)
 
 
-_NOTHING = object()  # what `tensor[index] = value` is worth
+def _detach(func: Any, tensor: Any) -> Any:
+    """Return a detached tensor of the same class, without which no `torch.nn.Parameter` is made from one."""
+    detached = func(tensor)
+    return detached.as_subclass(type(tensor)) if isinstance(tensor, _Known) else detached
+
+
+def _show(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Show a tensor as what it is to everybody else."""
+    return func(_plain(tensor), *args, **kwargs)
+
+
+def _expose(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Forget what is known: what is changed by way of such a view changes no version."""
+    if isinstance(tensor, _Known):
+        tensor._at = None
+        if isinstance(tensor, ForegroundMask) and tensor._row_of is not None:
+            tensor._row_of[0]._at = None
+    return func(tensor, *args, **kwargs)
+
+
+_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
+    torch.Tensor.__bool__: bool,
+    torch.Tensor.__int__: int,
+    torch.Tensor.__float__: float,
+    torch.Tensor.item: lambda value: value,
+}
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _getitem,
-    torch.Tensor.__setitem__: _setitem,
-    torch.Tensor.nonzero: _nonzero,
-    torch.nonzero: _nonzero,
-    torch.Tensor.any: _any,
-    torch.any: _any,
-    torch.Tensor.sum: _sum,
-    torch.sum: _sum,
     torch.Tensor.unbind: _unbind,
     torch.unbind: _unbind,
+    torch.Tensor.nonzero: _nonzero,
+    torch.nonzero: _nonzero,
+    torch.Tensor.any: _count,
+    torch.any: _count,
+    torch.Tensor.sum: _count,
+    torch.sum: _count,
+    **dict.fromkeys(_CONVERSIONS, _convert),
+    torch.Tensor.detach: _detach,
+    torch.Tensor.__repr__: _show,
+    torch.Tensor.__format__: _show,
+    torch.Tensor.data.__get__: _expose,  # type: ignore[attr-defined]
+    torch.Tensor.data.__set__: _expose,  # type: ignore[attr-defined]
+    torch.Tensor.set_: _expose,
+    torch.Tensor.untyped_storage: _expose,
+    torch.Tensor.__dlpack__: _expose,
 }
 
 
@@ -164,10 +228,22 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 )
 def forward(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Assign targets to anchors, with a foreground that remembers its positions."""
-    return tuple(
-        ForegroundMask.of(part) if part.dtype is torch.bool and part.device.type == "xpu" else part
-        for part in original(self, *args, **kwargs)
-    )
+    assigned = original(self, *args, **kwargs)
+    if type(assigned) is not tuple:
+        return assigned
+    return tuple(known_mask(_tracked(part)) if _is_mask(part) else part for part in assigned)
+
+
+def _is_mask(value: Any) -> bool:
+    return type(value) is torch.Tensor and value.dtype is torch.bool and value.device.type == "xpu"
+
+
+def _tracked(mask: torch.Tensor) -> torch.Tensor:
+    """Return a mask whose changes can be told, which in a validation takes a copy."""
+    if not mask.is_inference():
+        return mask
+    with torch.inference_mode(False):
+        return mask.clone()
 
 
 @hookimpl

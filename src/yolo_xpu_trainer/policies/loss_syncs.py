@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..batches import changes_batches
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..patches import Patch, like, patch, stand_in
 from ..run import Run, StashKey
 
 __all__ = ["LabelCounts"]
+
+_LOGGER = logging.getLogger("ultralytics")
 
 FEWER_SYNCS = Option(
     "fewer_syncs",
@@ -39,14 +43,20 @@ class LabelCounts:
     Attributes:
         total: How many labels there are.
         max_per_image: How many the image with the most has.
+        images: How many images the batch has.
         version: That of the tensor's contents, which changes with them.
+        address: Of its memory, which `tensor.data = other` changes without a new version.
     """
 
     total: int
     max_per_image: int
-    version: int
+    images: int
+    version: int = 0
+    address: int = field(default=0, compare=False)
 
 
+_OFF = StashKey[bool]()
+"""Whether labels aren't counted on the host."""
 _COUNTS = StashKey[WeakTensorKeyDictionary]()
 """The counts of the labels in a tensor on the device: in a batch's `batch_idx`, and in what a loss makes of it."""
 
@@ -54,29 +64,47 @@ _COUNTS = StashKey[WeakTensorKeyDictionary]()
 @hookimpl(wrapper=True)
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> Generator[None, Any, Any]:
     """Count a batch's labels while they are on the host."""
+    run: Run = trainer.xpu
     index = batch.get("batch_idx")
-    on_host = isinstance(index, torch.Tensor) and index.device.type == "cpu" and index.numel() > 0
-    counts = index.reshape(-1).long().bincount() if on_host else None  # type: ignore[union-attr]
+    counts = _count(index, batch.get("img")) if run.options[FEWER_SYNCS] and not run.stash.get(_OFF, False) else None
     moved = yield
     there = moved.get("batch_idx") if isinstance(moved, dict) else None
-    run: Run = trainer.xpu
-    if counts is not None and run.options[FEWER_SYNCS] and isinstance(there, torch.Tensor) and there is not index:
-        _remember(run, there, int(counts.sum()), int(counts.max()))
+    if counts is not None and isinstance(there, torch.Tensor) and there is not index:
+        _remember(run, there, counts)
     return moved
 
 
-def _remember(run: Run, tensor: torch.Tensor, total: int, max_per_image: int) -> None:
+def _count(index: Any, images: Any) -> LabelCounts | None:
+    """Count the labels of each image; None where it isn't certain that Ultralytics would count the same.
+
+    Its releases differ in what they make of labels that aren't in the images' order, or of no image.
+    """
+    if not isinstance(images, torch.Tensor) or not isinstance(index, torch.Tensor):
+        return None
+    if index.device.type != "cpu" or index.layout is not torch.strided or index.is_complex() or index.numel() == 0:
+        return None
+    numbers = index.detach().reshape(-1).long()
+    if numbers[0] < 0 or numbers[-1] >= len(images) or bool((numbers.diff() < 0).any()):
+        return None
+    return LabelCounts(len(numbers), int(numbers.bincount().max()), len(images))
+
+
+def _remember(run: Run, tensor: torch.Tensor, counts: LabelCounts) -> None:
+    if tensor.is_inference():  # its changes couldn't be told
+        return
     if _COUNTS not in run.stash:
         run.stash[_COUNTS] = WeakTensorKeyDictionary()
-    run.stash[_COUNTS][tensor] = LabelCounts(total, max_per_image, tensor._version)
+    run.stash[_COUNTS][tensor] = replace(counts, version=tensor._version, address=tensor.data_ptr())
 
 
-def _counts_of(run: Run, tensor: Any) -> LabelCounts | None:
+def _counts_of(run: Run, tensor: torch.Tensor) -> LabelCounts | None:
     """Return what is known of a tensor, if its contents are what they were; None where nothing is."""
     known: LabelCounts | None = None
     if _COUNTS in run.stash:
         known = run.stash[_COUNTS].get(tensor)  # type: ignore[no-untyped-call]
-    return known if known is not None and known.version == tensor._version else None
+    if known is None or (known.version, known.address) != (tensor._version, tensor.data_ptr()):
+        return None
+    return known
 
 
 @patch(
@@ -86,22 +114,25 @@ def _counts_of(run: Run, tensor: Any) -> LabelCounts | None:
 def make_anchors(
     run: Run, original: Callable[..., Any], feats: Any, strides: Any, grid_cell_offset: float = 0.5
 ) -> Any:
-    """Return the anchors of these feature maps' shapes, computed once."""
-    if not isinstance(feats, list) or feats[0].device.type != "xpu":
+    """Return the anchors of these feature maps' shapes, computed once, and anew where somebody changed them."""
+    if not isinstance(feats, list) or feats[0].device.type != "xpu" or type(strides) is not torch.Tensor:
         return original(feats, strides, grid_cell_offset)
     if _ANCHORS not in run.stash:
         run.stash[_ANCHORS] = OrderedDict()
     kept = run.stash[_ANCHORS]
-    key = (tuple(f.shape[2:] for f in feats), feats[0].dtype, feats[0].device, grid_cell_offset, id(strides))
-    if key not in kept or kept[key][0] is not strides:
+    version = None if strides.is_inference() else strides._version
+    key = (tuple(f.shape[2:] for f in feats), feats[0].dtype, feats[0].device, grid_cell_offset, id(strides), version)
+    found = kept.get(key)
+    if found is None or found[0] is not strides or any(tensor._version != known for tensor, known in found[1]):
         with torch.inference_mode(False):  # a validation may come first, and its tensors can't be trained with
-            kept[key] = strides, original(feats, strides, grid_cell_offset)
+            made = original(feats, strides, grid_cell_offset)
+        found = kept[key] = strides, [(tensor, tensor._version) for tensor in made]
         if len(kept) > _SHAPES_KEPT:
             kept.popitem(last=False)
-    return kept[key][1]
+    return tuple(tensor for tensor, _ in found[1])
 
 
-_ANCHORS = StashKey["OrderedDict[Any, tuple[Any, Any]]"]()
+_ANCHORS = StashKey["OrderedDict[Any, tuple[Any, list[tuple[torch.Tensor, int]]]]"]()
 
 
 @patch(
@@ -118,7 +149,7 @@ def preprocess(
 ) -> torch.Tensor:
     """Pad targets to as many an image as the host counted, rather than count them on the device."""
     known = _counts_of(run, targets)
-    if known is None:
+    if known is None or known.images != batch_size:
         return original(self, targets, batch_size, scale_tensor)  # type: ignore[no-any-return]
     from ultralytics.utils.ops import xywh2xyxy
 
@@ -153,7 +184,9 @@ def torch_of_losses(run: Run, original: Any) -> Any:
         device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         if not numbers or args or device is None or device.type != "xpu" or kwargs.keys() - {"device", "dtype"}:
             return original.tensor(data, *args, **kwargs)
-        key = (tuple((type(n), n) for n in data), kwargs.get("dtype"), device)
+        index = torch.xpu.current_device() if device.index is None else device.index
+        dtype = kwargs.get("dtype") or (None, torch.get_default_dtype())
+        key = (tuple(map(repr, data)), dtype, index)  # -0.0 == 0.0, and 1 == 1.0
         if key not in kept:
             with torch.inference_mode(False):
                 kept[key] = original.tensor(data, **kwargs)
@@ -169,14 +202,35 @@ def torch_of_losses(run: Run, original: Any) -> Any:
             first = tensors[0]
             index = first if first._base is None else first._base  # usually `batch["batch_idx"].view(-1, 1)`
             known = _counts_of(run, index)
-            if known is not None and first.shape == (known.total, 1) and first.data_ptr() == index.data_ptr():
-                _remember(run, joined, known.total, known.max_per_image)
+            if known is not None and _is_column(first, index) and joined.dtype in (torch.float32, torch.float64):
+                _remember(run, joined, known)
         return joined
 
     return like(original, tensor=tensor, cat=cat)
 
 
+def _is_column(first: torch.Tensor, index: torch.Tensor) -> bool:
+    """Whether a tensor has the contents of another one that it is a view of, in a column."""
+    return (
+        first.shape == (index.numel(), 1)
+        and first.dtype is index.dtype
+        and first.data_ptr() == index.data_ptr()
+        and first.is_contiguous()
+        and index.is_contiguous()
+    )
+
+
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Keep anchors and constants, and pad targets by the host's counts."""
-    return [make_anchors, preprocess, torch_of_losses] if trainer.xpu.options[FEWER_SYNCS] else []
+    run: Run = trainer.xpu
+    if not run.options[FEWER_SYNCS]:
+        return []
+    if (owner := changes_batches(trainer)) and not run.options.is_given(FEWER_SYNCS):
+        run.stash[_OFF] = True
+        _LOGGER.info(
+            f"XPU: labels are counted on the GPU, with a sync or two a step, because {owner.__name__}.preprocess_batch "
+            f"may change them. If it leaves batch_idx as it is, or replaces it, set {FEWER_SYNCS.key}=True."
+        )
+        return [make_anchors, torch_of_losses]
+    return [make_anchors, preprocess, torch_of_losses]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
@@ -35,7 +36,7 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision:
     return Precision("fp32", "the device has neither matrix units nor float16")
 
 
-def _in_float32(run: Run, original: Any) -> Callable[..., Any]:
+def _after_failure(run: Run, original: Any) -> Callable[..., Any]:
     """Return what is called where `autocast` fails: Ultralytics' own would train in fp16 without a scaler."""
 
     def autocast(enabled: bool | torch.dtype, device: str = "xpu") -> Any:
@@ -50,7 +51,7 @@ def _in_float32(run: Run, original: Any) -> Callable[..., Any]:
     "ultralytics.utils.torch_utils:autocast",
     why="it refuses bf16 on every device but CUDA and takes fp16 there; before 8.4.111 it means CUDA's autocast",
     source="ultralytics/utils/torch_utils.py, autocast: 'bfloat16 autocast requires CUDA …'; Lightning#21982",
-    fallback=_in_float32,
+    fallback=_after_failure,
 )
 def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype, device: str = "xpu") -> Any:
     """Enter the run's autocast; before 8.4.111 Ultralytics asks for CUDA's by default."""
@@ -63,9 +64,29 @@ def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype
     source="ultralytics/engine/validator.py, BaseValidator.__call__",
 )
 def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a model in the run's precision."""
+    """Run a model in the run's precision; what it gives is in float32.
+
+    The validator computes losses, and users' validators whatever they want, outside of autocast. There bfloat16 doesn't
+    go with float32, such as the weights of a `CrossEntropyLoss`, and NumPy doesn't know it.
+    """
     with run.autocast():
-        return original(self, *args, **kwargs)
+        return _in_float32(original(self, *args, **kwargs))
+
+
+@patch(
+    "ultralytics.nn.distill_model:DistillationModel.forward",
+    why="validation of a model that is distilled would run in fp32, which is slower",
+    source="ultralytics/nn/distill_model.py",
+    optional=True,
+)
+def distilled_forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a student in the run's precision, which its wrapper calls by another method than `forward`."""
+    with run.autocast():
+        return _in_float32(original(self, *args, **kwargs))
+
+
+def _in_float32(output: Any) -> Any:
+    return tree_map(lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype is torch.bfloat16 else v, output)
 
 
 @hookimpl
@@ -94,7 +115,7 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
         if name in before:
             setattr(args, name, off)
     try:
-        with applied([forward], run):
+        with applied([forward, distilled_forward], run):
             yield
     finally:
         trainer.amp = amp

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..batches import AheadBatch
+from ..batches import AheadBatch, changes_batches
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..patches import Patch, patch, stand_in
@@ -42,7 +42,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     depth = run.options[PREFETCH]
     if not depth:
         return []
-    if (owner := _changes_batches(trainer)) and not run.options.is_given(PREFETCH):
+    if (owner := changes_batches(trainer)) and not run.options.is_given(PREFETCH):
         _LOGGER.info(
             f"XPU: batches are not prefetched, because {owner.__name__}.preprocess_batch may change them on the host. "
             f"If it leaves them as they are until it calls super(), set {PREFETCH.key}=1."
@@ -79,14 +79,6 @@ def xpu_after_setup(trainer: Any) -> None:
 
 def _release(trainer: Any) -> None:
     trainer.xpu.stash[_LOOK_AHEAD].release()
-
-
-def _changes_batches(trainer: Any) -> type | None:
-    """Return the class of a user's that has a `preprocess_batch`, which gets batches before Ultralytics' own does."""
-    for owner in type(trainer).__mro__:
-        if "preprocess_batch" in vars(owner):
-            return None if owner.__module__.partition(".")[0] == "ultralytics" else owner
-    return None
 
 
 class LookAhead:
