@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ultralytics-suite")
     parser.add_argument("--files", nargs="+", help="of tests/, such as test_engine.py; all of them by default")
     parser.add_argument("--reuse-cpu", action="store_true", help="take the CPU's results of the last run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="2 or more: CPU and XPU at a time")
     parser.add_argument("--timeout", type=int, default=300, help="seconds that a test may take")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest")
     args = parser.parse_args()
@@ -61,13 +63,11 @@ def main() -> int:
         source = prepare(version, args.folder)
         files = args.files or sorted(file.name for file in (source / "tests").glob("test_*.py"))
         options = [f"--timeout={args.timeout}", *args.pytest]
-        results = {}
-        for name, environment in (("cpu", CPU), ("xpu", XPU)):
-            run = args.folder / version / name
-            if not (name == "cpu" and args.reuse_cpu):
-                run_tests(source, run, files, environment, options)
-            results[name] = read(run / "results", files)
-        failed |= report(console, version, results["cpu"], results["xpu"])
+        cpu, xpu = args.folder / version / "cpu", args.folder / version / "xpu"
+        runs = [(xpu, XPU)] if args.reuse_cpu else [(cpu, CPU), (xpu, XPU)]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda run: run_tests(source, run[0], files, run[1], options), runs))
+        failed |= report(console, version, read(cpu / "results", files), read(xpu / "results", files))
     return int(failed)
 
 
