@@ -60,15 +60,22 @@ def main() -> int:
     console = Console(width=160 if not sys.stdout.isatty() else None)
     failed = False
     for version in args.versions:
-        source = prepare(version, args.folder)
-        files = args.files or sorted(file.name for file in (source / "tests").glob("test_*.py"))
-        options = [f"--timeout={args.timeout}", *args.pytest]
-        cpu, xpu = args.folder / version / "cpu", args.folder / version / "xpu"
-        runs = [(xpu, XPU)] if args.reuse_cpu else [(cpu, CPU), (xpu, XPU)]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda run: run_tests(source, run[0], files, run[1], options), runs))
-        failed |= report(console, version, read(cpu / "results", files), read(xpu / "results", files))
+        cpu, xpu = run_version(version, args)
+        failed |= report(console, version, cpu, xpu)
     return int(failed)
+
+
+def run_version(version: str, args: argparse.Namespace) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
+    """Run a version's tests, and return their outcomes on the CPU and on the XPU."""
+    source = prepare(version, args.folder)
+    files = args.files or sorted(file.name for file in (source / "tests").glob("test_*.py"))
+    options = [f"--timeout={args.timeout}", *args.pytest]
+    cpu, xpu = args.folder / version / "cpu", args.folder / version / "xpu"
+    runs = [(xpu, XPU)] if args.reuse_cpu else [(cpu, CPU), (xpu, XPU)]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(run_tests, source, run, files, variables, options) for run, variables in runs]:
+            done.result()
+    return read(cpu / "results", files), read(xpu / "results", files)
 
 
 def prepare(version: str, folder: Path) -> Path:

@@ -31,6 +31,7 @@ MODELS = {
     "8.4.190": ["yolo11n", "yolo11n-grayscale", "yolo26s", "yolo26s-seg", "yolo26s-pose", "yolo26s-obb"],
 }
 OPEN_VOCABULARY = {"8.3.0": ["yolov8s-world", "yolov8s-worldv2"], "8.4.190": ["yoloe-26n-seg"]}
+VOCABULARY = ["person", "bus", "tree"]
 VIDEOS = (
     "solutions_ci_demo.mp4",
     "decelera_landscape_min.mov",
@@ -108,10 +109,14 @@ def write_model(stem: str, weights: Path) -> None:
 
 
 def write_open_vocabulary(stem: str, weights: Path) -> None:
-    """Write a model whose classes are texts; it finds nothing."""
+    """Write a model whose classes are texts, and of YOLOE the variant that needs no text; they find nothing."""
     torch.manual_seed(0)
     model = YOLO(f"{stem}.yaml").model
     save(model, guess_model_task(model), weights / f"{stem}.pt")
+    if stem.startswith("yoloe"):
+        prompt_free = YOLO(weights / f"{stem}.pt")
+        prompt_free.set_vocab(prompt_free.get_vocab(VOCABULARY), VOCABULARY)
+        save(prompt_free.model, "segment", weights / f"{stem}-pf.pt")
 
 
 def save(model: nn.Module, task: str, target: Path) -> None:
@@ -160,12 +165,12 @@ def main() -> None:
     default = [Path(name).stem for name in TASK2MODEL.values()]
     for stem in {*default, *MODELS[__version__], "FastSAM-s"} - {*OPEN_VOCABULARY[__version__]}:
         write_model(stem, weights)
-    for stem in OPEN_VOCABULARY[__version__]:
-        write_open_vocabulary(stem, weights)
     save(RTDETR("rtdetr-l.yaml").model, "detect", weights / "rtdetr-l.pt")
     torch.manual_seed(0)
     torch.save(build_mobile_sam().state_dict(), weights / "mobile_sam.pt")
     torch.jit.script(TextEncoder().eval()).save(str(weights / "mobileclip2_b.ts"))
+    for stem in OPEN_VOCABULARY[__version__]:
+        write_open_vocabulary(stem, weights)
     for stem in {*default, "yolo11n"}:
         shutil.copy(weights / f"{stem}.pt", spaces)
     write_solution_assets(assets, weights / TASK2MODEL["detect"])
