@@ -52,6 +52,22 @@ def test_nms_keeps_the_boxes_that_ultralytics_keeps_on_the_cpu_in_their_order(xp
         assert torch.equal(i.view(-1).long(), j.cpu().view(-1).long())
 
 
+@pytest.mark.xpu_hardware
+@pytest.mark.parametrize("candidates", range(9))
+def test_nms_keeps_as_many_boxes_as_there_are_whatever_their_number(xpu: torch.device, candidates: int) -> None:
+    from ultralytics.utils import nms
+
+    raw = torch.zeros(1, 4 + 80, 21)
+    raw[0, :2, :candidates] = 100.0 * torch.arange(1, candidates + 1)
+    raw[0, 2:4] = 50
+    raw[0, 4, :candidates] = 0.9
+    with plain_ultralytics():
+        expected = nms.non_max_suppression(raw.clone())
+    found = nms.non_max_suppression(raw.to(xpu))
+    assert len(expected[0]) == candidates
+    assert torch.equal(expected[0], found[0].cpu())
+
+
 def test_nms_waits_a_few_times_a_batch_rather_than_for_every_box(xpu: torch.device) -> None:
     from ultralytics.utils import nms
 

@@ -90,8 +90,8 @@ def non_max_suppression(original: Callable[..., Any], *args: Any, **kwargs: Any)
     classes = asked.get("nc") or prediction.shape[1] - 4
     candidate = prediction[:, 4 : 4 + classes].amax(1) > asked["conf_thres"]
     max_per_image = int(candidate.sum(1).max())
-    # Candidates first, in their order.
-    index = candidate.sort(dim=1, descending=True, stable=True).indices[:, :max_per_image]
+    # Candidates first, in their order; never six columns, which Ultralytics takes for boxes that are decoded already.
+    index = candidate.sort(dim=1, descending=True, stable=True).indices[:, : max(max_per_image, 7)]
     rows = prediction.gather(2, index[:, None].expand(-1, prediction.shape[1], -1))
     asked["prediction"] = rows.cpu()
     result = original(*call.args, **call.kwargs)

@@ -1,0 +1,219 @@
+"""Run Ultralytics' own tests on the CPU without this package, and on a simulated XPU with it, and compare.
+
+`python -m tests.upstream` takes both versions; arguments after `--` go to pytest (`-- -k predict`). The tests come from
+Ultralytics' source distribution; weights, data sets and videos that they would download are small stand-ins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from .data_sets import write_data_sets
+from .expected import EXPECTED
+
+HERE = Path(__file__).parent
+VERSIONS = ["8.3.0", "8.4.190"]
+
+# What tests want beside Ultralytics' own requirements: trackers, solutions, ONNX; without their dependencies on numpy.
+REQUIREMENTS = [
+    "aiohappyeyeballs", "aiohttp", "aiosignal", "attrs", "flatbuffers", "frozenlist", "lap", "ml_dtypes", "multidict",
+    "onnx", "onnxruntime", "onnxslim", "propcache", "protobuf", "shapely", "yarl",
+]  # fmt: skip
+OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "numpy==2.1.1"]
+
+CPU = {"YOLO_XPU_AUTOLOAD": "0"}
+XPU = {"XPU_SIMULATOR": "arc-b580"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a test: "passed", "failed", "skipped", or "missing" where its process ended before it."""
+
+    result: str
+    detail: str = ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", nargs="+", default=VERSIONS, choices=VERSIONS, dest="versions")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ultralytics-suite")
+    parser.add_argument("--files", nargs="+", help="of tests/, such as test_engine.py; all of them by default")
+    parser.add_argument("--reuse-cpu", action="store_true", help="take the CPU's results of the last run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="2 or more: CPU and XPU at a time")
+    parser.add_argument("--timeout", type=int, default=300, help="seconds that a test may take")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest")
+    args = parser.parse_args()
+    console = Console(width=160 if not sys.stdout.isatty() else None)
+    failed = False
+    for version in args.versions:
+        cpu, xpu = run_version(version, args)
+        failed |= report(console, version, cpu, xpu)
+    return int(failed)
+
+
+def run_version(version: str, args: argparse.Namespace) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
+    """Run a version's tests, and return their outcomes on the CPU and on the XPU."""
+    source = prepare(version, args.folder)
+    files = args.files or sorted(file.name for file in (source / "tests").glob("test_*.py"))
+    options = [f"--timeout={args.timeout}", *args.pytest]
+    cpu, xpu = args.folder / version / "cpu", args.folder / version / "xpu"
+    runs = [(xpu, XPU)] if args.reuse_cpu else [(cpu, CPU), (xpu, XPU)]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(run_tests, source, run, files, variables, options) for run, variables in runs]:
+            done.result()
+    return read(cpu / "results", files), read(xpu / "results", files)
+
+
+def prepare(version: str, folder: Path) -> Path:
+    """Return a version's source tree with its tests and the stand-ins, made where missing."""
+    done = folder / version / "source"
+    if done.exists():
+        return done
+    with tempfile.TemporaryDirectory(dir=_made(folder / version)) as scratch:
+        partial = Path(scratch)
+        _pip("download", "--no-deps", "--no-binary", "ultralytics", "--dest", scratch, f"ultralytics=={version}")
+        with tarfile.open(next(partial.glob("*.tar.gz"))) as archive:
+            archive.extractall(partial, filter="data")
+        tree = partial / f"ultralytics-{version}"
+        more = [*REQUIREMENTS, *(OLD_REQUIREMENTS if version == "8.3.0" else [])]
+        _pip("install", "--no-deps", "--target", str(tree / "requirements"), *more)
+        shutil.copy(HERE / "clip.py", tree / "clip.py")
+        write_data_sets(tree, tree / "datasets")
+        subprocess.run([sys.executable, HERE / "stand_ins.py"], cwd=tree, env=_environment(tree, CPU), check=True)
+        tree.rename(done)
+    return done
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _pip(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", arguments[0], "--quiet", *arguments[1:]], check=True)
+
+
+def _environment(tree: Path, more: dict[str, str]) -> dict[str, str]:
+    """Return variables for a process that finds this tree's Ultralytics, and neither network nor CUDA."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("YOLO_", "XPU_SIMULATOR"))}
+    dead = "http://127.0.0.1:9"
+    return {
+        **kept,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "requirements")]),
+        "YOLO_CONFIG_DIR": str(_made(tree / "settings")),
+        "YOLO_OFFLINE": "true",
+        "YOLO_AUTOINSTALL": "false",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "CUDA_VISIBLE_DEVICES": "",
+        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead),
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1"),
+        **more,
+    }
+
+
+def run_tests(source: Path, run: Path, files: list[str], environment: dict[str, str], options: list[str]) -> None:
+    """Run files of tests in a copy of the tree, a process for each, and keep JUnit's XML and the output."""
+    shutil.rmtree(run, ignore_errors=True)
+    tree = run / "tree"
+    shutil.copytree(source, tree, symlinks=True)
+    shutil.rmtree(tree / "settings", ignore_errors=True)
+    shutil.copy(HERE / "offline.py", tree / "conftest.py")
+    _set_directories(tree, environment)
+    results = _made(run / "results")
+    for file in files:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "addopts=",
+            f"--rootdir={tree}",
+        ]
+        command += [f"--junitxml={results / file}.xml", *options, f"tests/{file}"]
+        with (results / f"{file}.log").open("w") as log:
+            subprocess.run(command, cwd=tree, env=_environment(tree, environment), stdout=log, stderr=log, check=False)
+
+
+def _set_directories(tree: Path, environment: dict[str, str]) -> None:
+    """Write settings with absolute paths, because tests change their working directory, and the font of plots."""
+    code = "import sys; from ultralytics import settings; settings.update(dict(a.split('=') for a in sys.argv[1:]))"
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for directory in (tree / "settings", _made(tree / "settings" / "Ultralytics")):  # 8.3.0, 8.4.190
+        shutil.copy(font, directory / "Arial.ttf")
+    names = {"weights_dir": "weights", "datasets_dir": "datasets", "runs_dir": "runs"}
+    arguments = [f"{key}={tree / name}" for key, name in names.items()]
+    command = [sys.executable, "-c", code, *arguments]
+    subprocess.run(command, cwd=tree, env=_environment(tree, environment), check=True)
+
+
+def read(results: Path, files: list[str]) -> dict[str, Outcome]:
+    """Read the outcome of each test; a file whose process died has none."""
+    found: dict[str, Outcome] = {}
+    for file in files:
+        path = results / f"{file}.xml"
+        if not path.exists():
+            continue
+        for case in ElementTree.parse(path).iter("testcase"):
+            test = f"{file}::{case.get('name')}"
+            outcome = _outcome(case)
+            if test not in found or outcome.result == "failed":
+                found[test] = outcome
+    return found
+
+
+def _outcome(case: ElementTree.Element) -> Outcome:
+    for tag, result in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
+        element = case.find(tag)
+        if element is not None:
+            return Outcome(result, (element.get("message") or "").strip())
+    return Outcome("passed")
+
+
+def report(console: Console, version: str, cpu: dict[str, Outcome], xpu: dict[str, Outcome]) -> bool:
+    """Print what differs, and return whether anything does that isn't expected."""
+    expected = EXPECTED[version]
+    counts = Table("Ultralytics", "run", "passed", "failed", "skipped")
+    for name, found in (("CPU", cpu), ("XPU with the plugin", xpu)):
+        results = [outcome.result for outcome in found.values()]
+        counts.add_row(version, name, *(str(results.count(result)) for result in ("passed", "failed", "skipped")))
+    console.print(counts)
+    worse = {
+        test: xpu.get(test, Outcome("missing"))
+        for test, outcome in cpu.items()
+        if outcome.result == "passed" and xpu.get(test, Outcome("missing")).result != "passed"
+    }
+    table = Table("passes on the CPU only", "on the XPU", "expected because")
+    for test, outcome in worse.items():
+        table.add_row(test, f"{outcome.result}: {outcome.detail[:300]}", expected.get(test, "[red]no[/red]"))
+    if worse:
+        console.print(table)
+    both = [test for test, outcome in cpu.items() if outcome.result == "failed" == xpu.get(test, outcome).result]
+    for test in both:
+        console.print(f"fails on both: {test}: {cpu[test].detail[:160]}", markup=False, soft_wrap=True)
+    mended = [test for test in expected if test in xpu and xpu[test].result == "passed"]
+    for test in mended:
+        console.print(f"passes again, so take it from the list: {test}", markup=False)
+    return bool(mended) or any(test not in expected for test in worse) or not cpu
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
