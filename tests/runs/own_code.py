@@ -262,7 +262,8 @@ class Batches:
     def __init__(self, loader: Any, change: Callable[[Any], Any]) -> None:
         self._loader = loader
         self._change = change
-        self.dataset, self.sampler, self.batch_size = loader.dataset, loader.sampler, loader.batch_size
+        self.dataset, self.sampler = loader.dataset, loader.sampler
+        self.batch_size, self.drop_last = loader.batch_size, loader.drop_last
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -415,6 +416,8 @@ class Foreign(nn.Module):
         self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
         self.head = nn.Linear(8, nc)
         self.names, self.nc, self.yaml, self.stride = {i: str(i) for i in range(nc)}, nc, {}, torch.tensor([32.0])
+
+    criterion = None
 
     def set_head_attr(self, **kwargs: Any) -> None:
         """Do nothing: there is no such head."""
