@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -87,37 +86,6 @@ def test_each_policy_has_a_switch(train: Train) -> None:
     assert our_losses == their_losses
     assert abs(sum(ours.syncs.values()) - sum(theirs.syncs.values())) <= 2  # a progress line reads in one go
     assert ours.launches == pytest.approx(theirs.launches, rel=0.01)
-
-
-def test_the_progress_line_shows_an_epochs_last_losses_exactly(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ultralytics.engine.trainer as upstream
-
-    lines: list[str] = []
-    set_description = upstream.TQDM.set_description
-
-    def remember(self: Any, text: str) -> None:
-        lines.append(text)
-        set_description(self, text)
-
-    monkeypatch.setattr(upstream.TQDM, "set_description", remember)
-    means: list[list[float]] = []
-
-    def note(trainer: Any) -> None:
-        means.append([float(v) for _, v in trainer.tloss.items()])
-
-    trainer = train(callbacks={"on_train_epoch_end": note}, xpu_log_every=1e9, **STEPS)
-    batches = len(trainer.train_loader)
-    for epoch, exact in enumerate(means):
-        shown = [float(v) for v in re.split(r"\s+", lines[(epoch + 1) * batches - 1].strip())[2:5]]
-        assert shown == pytest.approx(exact, rel=1e-3)
-
-
-def test_callbacks_see_the_losses_as_ultralytics_gives_them(train: Train) -> None:
-    seen: list[torch.Tensor] = []
-    note = {"on_train_batch_end": lambda trainer: seen.append(torch.stack(list(trainer.tloss.values())))}
-    trainer = train(callbacks=note, xpu_log_every=1e9, **STEPS)
-    assert len(seen) == 2 * len(trainer.train_loader)
-    assert all(means.shape == (3,) for means in seen)
 
 
 def test_a_validation_batch_is_not_padded_by_the_count_of_a_training_batch(

@@ -287,3 +287,32 @@ def test_a_distilled_model_is_validated_in_bf16(train: Train, tmp_path: Path) ->
     finally:
         handle.remove()
     assert precisions.seen["val"] == {torch.bfloat16}
+
+
+class NotingLoss(v8DetectionLoss):
+    """Notes something in the batch that it gets, for its model."""
+
+    def loss(self, preds: Any, batch: Any) -> Any:
+        batch["noted"] = batch["img"].shape
+        return super().loss(preds, batch)
+
+
+class NotingModel(DetectionModel):
+    """Reads what its loss noted."""
+
+    def init_criterion(self) -> NotingLoss:
+        return NotingLoss(self)
+
+    def loss(self, batch: Any, preds: Any = None) -> Any:
+        found = super().loss(batch, preds)
+        assert batch["noted"] == batch["img"].shape
+        return found
+
+
+class NotingTrainer(XPUDetectionTrainer):
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> NotingModel:
+        return NotingModel(cfg, nc=self.data["nc"], verbose=False)
+
+
+def test_what_a_loss_notes_in_its_batch_is_there_afterwards(train: Train) -> None:
+    train(trainer=NotingTrainer, amp="bf16")

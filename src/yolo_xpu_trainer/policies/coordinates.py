@@ -12,7 +12,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..hookspecs import hookimpl
 from ..patches import Patch, patch
@@ -63,5 +63,11 @@ def _in_float32(target: str, why: str) -> Patch:
 
 
 def _widened(value: Any) -> Any:
-    """Return a nested value with its bfloat16 tensors in float32."""
-    return tree_map(lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype is torch.bfloat16 else v, value)
+    """Return a nested value with its bfloat16 tensors in float32; one without any as it is, for what is noted in it."""
+    if not any(_is_bf16(leaf) for leaf in tree_leaves(value)):
+        return value
+    return tree_map(lambda leaf: leaf.float() if _is_bf16(leaf) else leaf, value)
+
+
+def _is_bf16(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is torch.bfloat16

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +12,9 @@ import torch
 
 from ..hookspecs import hookimpl
 from ..options import Option
-from ..patches import Patch, patch
-from ..run import Run
+from ..run import Run, StashKey
 
-__all__ = ["LossMeans", "Readings"]
+__all__ = ["Readings", "ShownLosses"]
 
 LOG_EVERY = Option(
     "log_every",
@@ -23,6 +23,8 @@ LOG_EVERY = Option(
     "an epoch's last are exact; `0` reads them with every batch",
 )
 _NAME = "tloss"  # the trainer's attribute with the epoch's mean losses: a dict since 8.4.105, a tensor before
+_LOOP = ("ultralytics.engine.trainer", "_do_train")  # who formats the progress line
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @hookimpl
@@ -33,107 +35,124 @@ def xpu_options() -> list[Option[float]]:
 @hookimpl
 @contextmanager
 def xpu_around_run(trainer: Any) -> Iterator[None]:
-    """Let the trainer's mean losses be such that the progress line formats a recent reading of them."""
+    """Give Ultralytics' training loop, and nobody else, mean losses whose values are a recent reading."""
     run: Run = trainer.xpu
-    from ultralytics.engine.trainer import BaseTrainer
-
-    owner = next((c for c in type(trainer).__mro__ if _NAME in vars(c)), None)
-    if not run.options[LOG_EVERY] or owner is not None:
+    if not run.options[LOG_EVERY]:
         yield
         return
-    setattr(BaseTrainer, _NAME, _ShownLosses(Readings(run.options[LOG_EVERY])))
+    from ultralytics.engine.trainer import BaseTrainer
+
+    run.stash[_READINGS] = Readings(run.options[LOG_EVERY])
+    if _NAME in vars(BaseTrainer):  # of a run within which this one was begun
+        yield
+        return
+    setattr(BaseTrainer, _NAME, _MeanLosses())
     try:
         yield
     finally:
         delattr(BaseTrainer, _NAME)  # a trainer keeps its losses where it had them: in its own dict
 
 
-class _ShownLosses:
-    """The attribute `tloss` of a trainer, whose values the progress line formats after every batch."""
+class _MeanLosses:
+    """The attribute `tloss` of trainers: what they keep in their own dict, but for the loop that shows it.
 
-    def __init__(self, readings: Readings) -> None:
-        self._readings = readings
-        self._batches = 0
+    A trainer's class that has such an attribute of its own is asked instead, as it comes first.
+    """
 
     def __get__(self, trainer: Any, kind: type | None = None) -> Any:
         if trainer is None:
             return self
         try:
-            return vars(trainer)[_NAME]
+            means = vars(trainer)[_NAME]
         except KeyError:
-            raise AttributeError(_NAME) from None
+            raise AttributeError(f"{type(trainer).__name__!r} object has no attribute {_NAME!r}") from None
+        readings = _readings_of(trainer)
+        if readings is None or not readings.awaited or not _is_loop(sys._getframe(1)) or not _can_be_read(means):
+            return means
+        return ShownLosses(means, readings)
 
     def __set__(self, trainer: Any, means: Any) -> None:
-        self._batches = 0 if means is None else self._batches + 1
-        if isinstance(means, dict) and not isinstance(means, LossMeans) and getattr(trainer, "xpu", None) is not None:
-            if self._batches == _length(trainer.train_loader):
-                self._readings.expire()
-            means = LossMeans(means, self._readings)
         vars(trainer)[_NAME] = means
+        readings = _readings_of(trainer)
+        if readings is not None and _is_loop(sys._getframe(1)):
+            readings.note(means is None, _length(trainer.train_loader))
+
+    def __delete__(self, trainer: Any) -> None:
+        if vars(trainer).pop(_NAME, self) is self:
+            raise AttributeError(_NAME)
+
+
+def _readings_of(trainer: Any) -> Readings | None:
+    run = getattr(trainer, "xpu", None)
+    return run.stash[_READINGS] if isinstance(run, Run) and _READINGS in run.stash else None
+
+
+def _is_loop(frame: Any) -> bool:
+    return (frame.f_globals.get("__name__"), frame.f_code.co_name) == _LOOP
+
+
+def _can_be_read(means: Any) -> bool:
+    """Whether these are losses on the device that one copy reads, and a line shows, as exactly as one by one."""
+    return type(means) is dict and all(
+        isinstance(v, torch.Tensor) and v.device.type == "xpu" and v.dtype in _DTYPES and v.numel() == 1
+        for v in means.values()
+    )
 
 
 def _length(loader: Any) -> int:
     return len(loader) if hasattr(loader, "__len__") else -1
 
 
-@patch(
-    "ultralytics.engine.trainer:BaseTrainer.run_callbacks",
-    why="callbacks would see the losses as the progress line shows them, rather than as they are",
-)
-def run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
-    """Run callbacks, which see the exact losses."""
-    shown = vars(self).get(_NAME)
-    if not isinstance(shown, LossMeans):
-        return original(self, event)
-    exact = vars(self)[_NAME] = dict(shown)
-    try:
-        return original(self, event)
-    finally:
-        if vars(self).get(_NAME) is exact:
-            vars(self)[_NAME] = shown
-
-
-@hookimpl
-def xpu_patches(trainer: Any) -> list[Patch]:
-    """Show callbacks the exact losses."""
-    return [run_callbacks] if trainer.xpu.options[LOG_EVERY] else []
-
-
-class LossMeans(dict[str, torch.Tensor]):
-    """A training epoch's mean losses, whose `values()`, which the progress line formats, lag behind.
-
-    Items, which everything else reads (the loggers, the epoch's end), are the tensors, exact.
-    """
+class ShownLosses(dict[str, torch.Tensor]):
+    """A training epoch's mean losses, whose `values()`, which the progress line formats, lag behind."""
 
     def __init__(self, means: dict[str, torch.Tensor], readings: Readings) -> None:
         super().__init__(means)
         self._readings = readings
 
     def values(self) -> Any:
-        """Return the losses as of the last reading, each as something that formats as a number."""
+        """Return the losses as of the last reading, as numbers."""
         return self._readings.of(self)
 
 
 class Readings:
-    """What was last read of the losses, and when.
+    """What was last read of a trainer's losses, and when.
 
     Args:
         seconds: How old a reading may be.
+
+    Attributes:
+        awaited: Whether a batch's losses weren't shown yet.
     """
 
     def __init__(self, seconds: float) -> None:
+        self.awaited = False
         self._seconds = seconds
+        self._batches = 0
         self._read_at = -float("inf")
-        self._values: list[float] = []
+        self._values: dict[str, float] = {}
 
-    def expire(self) -> None:
-        """Read anew when asked next."""
-        self._read_at = -float("inf")
+    def note(self, starts: bool, length: int) -> None:
+        """Note that an epoch starts, or that a batch's losses are there, the last of which are read anew.
 
-    def of(self, means: dict[str, torch.Tensor]) -> Iterator[float]:
+        Args:
+            starts: Whether an epoch starts.
+            length: How many batches it has.
+        """
+        self.awaited = not starts
+        self._batches = 0 if starts else self._batches + 1
+        if self._batches == length:
+            self._read_at = -float("inf")
+
+    def of(self, means: dict[str, torch.Tensor]) -> list[float]:
         """Return the means as numbers, read from the device if the last reading is too old."""
         now = time.monotonic()
-        if now - self._read_at >= self._seconds or len(self._values) != len(means):
-            self._values = torch.stack([value.detach().float().reshape(()) for value in dict.values(means)]).tolist()
+        if now - self._read_at >= self._seconds or list(self._values) != list(means):
+            read = torch.stack([value.detach().float().reshape(()) for value in dict.values(means)]).tolist()
+            self._values = dict(zip(means, read, strict=True))
             self._read_at = time.monotonic()
-        return iter(self._values)
+        self.awaited = False
+        return list(self._values.values())
+
+
+_READINGS = StashKey[Readings]()
