@@ -200,6 +200,55 @@ def test_a_forward_that_is_replaced_on_an_instance_is_tried(train: Train, log: l
     assert "view_of can't work in channels_last" in said(log)[0]
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", [own.ViewAfterPooling, own.RememberingViews])
+def test_a_trial_leaves_no_trace_in_a_run_of_mixed_precision(train: Train, kind: type, amp: str) -> None:
+    expected, untried = losses(train, around_first(kind), amp=amp, xpu_channels_last=False)
+    found, trainer = losses(train, around_first(kind), amp=amp)
+    assert found == expected
+    assert layouts(trainer) == layouts(untried) == {False}
+    weights = zip(trainer.model.state_dict().values(), untried.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+
+
+def test_a_compiled_model_with_own_code_is_trained_in_nchw(train: Train, log: list[logging.LogRecord]) -> None:
+    def switch(trainer: Any) -> None:
+        trainer.args.compile = True  # the loop's part of it, without a compiler
+
+    callbacks = {"on_train_start": switch}
+    expected, _ = losses(train, around_first(own.Shuffle), plain=True, callbacks=callbacks)
+    found, trainer = losses(train, around_first(own.Shuffle), callbacks=callbacks)
+    assert found == expected
+    assert layouts(trainer) == {False}
+    assert "code of its own (Shuffle), which can't be tried in a compiled model" in said(log)[0]
+
+
+def test_a_resumed_run_with_own_code_goes_on_in_the_layout_that_it_had(train: Train) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(trainer: Any) -> None:
+        saved.append(str(trainer.last))
+        raise StopError
+
+    def state(trainer: Any) -> None:
+        states = list(trainer.optimizer.state.items())
+        aligned.append(bool(states) and all(s["exp_avg"].stride() == p.stride() for p, s in states))
+
+    saved: list[str] = []
+    aligned: list[bool] = []
+    with pytest.raises(StopError):
+        losses(train, around_first(own.Shuffle), epochs=2, callbacks={"on_model_save": stop})
+    trainer = train(
+        trainer=with_model(lambda model: None, plain=False),
+        model=saved[0],
+        resume=True,
+        callbacks={"on_train_batch_end": state},
+    )
+    assert layouts(trainer) == {True}
+    assert all(aligned)
+
+
 def test_memory_that_runs_out_in_the_trial_costs_the_layout_not_the_run(
     train: Train, log: list[logging.LogRecord], monkeypatch: Any
 ) -> None:

@@ -188,8 +188,7 @@ def test_an_optimizer_that_a_callback_puts_in_place_is_tried(
     assert bool(said(log)) is not expected
 
 
-@pytest.mark.parametrize("amp", [False, "fp16"])
-def test_weights_that_are_added_to_a_running_optimizer_learn(train: Train, amp: Any) -> None:
+def test_weights_that_are_added_to_a_running_optimizer_learn(train: Train) -> None:
     def add(trainer: Any) -> None:
         if trainer.epoch == 1:
             weight = torch.nn.Parameter(torch.ones(2, 3, 4, 5, device=trainer.device))
@@ -199,11 +198,7 @@ def test_weights_that_are_added_to_a_running_optimizer_learn(train: Train, amp: 
             trainer.scheduler.lr_lambdas.append(trainer.lf)
             weight.grad = torch.ones_like(weight).to(memory_format=torch.channels_last)
 
-    _, trainer = (
-        trained(train, nothing, amp=amp, epochs=2, save=False, callbacks={"on_train_epoch_start": add})
-        if amp
-        else ([], check(train, nothing, epochs=2, save=False, callbacks={"on_train_epoch_start": add}))
-    )
+    trainer = check(train, nothing, epochs=2, save=False, callbacks={"on_train_epoch_start": add})
     assert not (trainer.model.own == 1).any()
 
 

@@ -84,6 +84,7 @@ def _check_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 def _obstacle(optimizer: torch.optim.Optimizer) -> str:
+    states = {id(weight): state for weight, state in optimizer.state.items()}  # a tensor as a key takes long to look up
     for group in optimizer.param_groups:
         if not group.get("fused"):
             return "a group of weights is not"
@@ -91,20 +92,21 @@ def _obstacle(optimizer: torch.optim.Optimizer) -> str:
             gradient = weight.grad
             if gradient is None:
                 continue
-            if not weight.is_floating_point() or gradient.layout is not torch.strided:
+            if gradient.is_sparse or gradient.is_complex():
                 return "a weight is complex, or its gradient sparse"
-            state = optimizer.state.get(weight, {})
-            like = state.get("exp_avg", state.get("momentum_buffer"))
-            if not _has_layout(gradient, weight) or not (like is None or _has_layout(like, weight)):
+            layout = weight.stride()
+            fits = gradient.stride() == layout or _has_layout(gradient, weight)
+            if fits and len(layout) > 1 and (state := states.get(id(weight))):
+                like = state.get("exp_avg", state.get("momentum_buffer"))
+                fits = like is None or like.stride() == layout or _has_layout(like, weight)
+            if not fits:
                 return "a weight's gradient or state has another memory layout"
     return ""
 
 
 def _has_layout(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a tensor is laid out as a weight, which for a dimension of size 1 means nothing."""
-    return tensor.stride() == weight.stride() or all(
-        size == 1 or a == b for size, a, b in zip(weight.shape, tensor.stride(), weight.stride(), strict=True)
-    )
+    return all(size == 1 or a == b for size, a, b in zip(weight.shape, tensor.stride(), weight.stride(), strict=True))
 
 
 def _give_up(optimizer: torch.optim.Optimizer, reason: str) -> None:
