@@ -202,7 +202,7 @@ class Remembers(Around):
             self.steps += 1
             self.scale.data.mul_(0.5)
         factor = self.scale + self.calls + self.steps + self.mean.to(x.device) + torch.rand(1, device=x.device)
-        return self.dropout(x) * factor
+        return (self.dropout(x) * factor).to(x.dtype)
 
 
 class RememberingViews(Remembers):

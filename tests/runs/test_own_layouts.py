@@ -49,7 +49,7 @@ def losses(train: Train, change: Callable[[Any], Any], plain: bool = False, **ar
     if not plain:
         arguments.setdefault("xpu_fused_optimizer", False)
     trainer = train(
-        trainer=with_model(change, plain), plain=plain, device="xpu:0", callbacks=callbacks, **AS_PLAIN, **arguments
+        trainer=with_model(change, plain), plain=plain, device="xpu:0", callbacks=callbacks, **{**AS_PLAIN, **arguments}
     )
     return seen, trainer
 
@@ -240,7 +240,7 @@ def test_a_resumed_run_with_own_code_goes_on_in_the_layout_that_it_had(train: Tr
     with pytest.raises(StopError):
         losses(train, around_first(own.Shuffle), epochs=2, callbacks={"on_model_save": stop})
     trainer = train(
-        trainer=with_model(lambda model: None, plain=False),
+        trainer=with_model(around_first(own.Shuffle), plain=False),
         model=saved[0],
         resume=True,
         callbacks={"on_train_batch_end": state},

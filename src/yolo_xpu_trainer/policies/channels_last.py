@@ -291,9 +291,11 @@ def _own_code(model: torch.nn.Module) -> dict[int, Any]:
         callables: list[Any] = [
             value for value in held.values() if inspect.isroutine(value) or isinstance(value, functools.partial)
         ]
-        callables += [kind.forward, getattr(kind, "loss", None), held.get("criterion")]
         callables += [hook for hooks in _hooks(module) for hook in hooks.values()]
-        if not _is_known(kind):
+        callables.append(held.get("criterion"))
+        if _is_known(kind):
+            callables += [kind.forward, getattr(kind, "loss", None)]
+        else:
             found[id(module)] = module
         found.update({id(thing): thing for thing in callables if thing is not None and not _is_known(thing)})
     return found
