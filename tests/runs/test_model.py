@@ -522,6 +522,8 @@ def test_a_bad_value_is_refused_before_any_data_is_looked_for(
 
 BAD = {
     "YOLO_XPU_AMP": "fp8",
+    "YOLO_XPU_CHANNELS_LAST": "maybe",
+    "YOLO_XPU_HOST_METRICS": "maybe",
     "YOLO_XPU_FAST_NMS": "perhaps",
     "YOLO_XPU_PLUGINS": "-nobodys",
     "YOLO_XPU_PREFETCH": "lots",

@@ -1,0 +1,166 @@
+"""Convolutions in channels_last (NHWC), the memory format that oneDNN's XPU kernels are fastest in.
+
+Source: Intel Extension for PyTorch, "Channels Last". Not measured by us on Intel hardware; `yolo-xpu bench` measures it
+on a user's.
+
+Code that isn't PyTorch's, torchvision's or Ultralytics' may count on NCHW: by `view`, `as_strided`, or an optimizer
+that flattens gradients. It is tried in both layouts before a run depends on it, and where it fails or computes
+something else, the run stays in NCHW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ...batches import changes_batches
+from ...hookspecs import hookimpl
+from ...options import Option, Options
+from ...patches import patch
+from ...run import Run
+from .layout import LAYOUT, Layout, of, train_in, train_in_nchw
+from .optimizers import try_optimizer
+from .own_code import named, own_code
+from .trial import Trial
+from .weights import lay_out, unwrapped
+
+__all__ = ["PATCHES"]
+
+CHANNELS_LAST = Option(
+    "channels_last",
+    True,
+    "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well",
+    modes="all",
+)
+
+
+@hookimpl
+def xpu_options() -> list[Option[bool]]:
+    return [CHANNELS_LAST]
+
+
+@hookimpl
+def xpu_configure(trainer: Any) -> None:
+    """Decide, by the option and by Ultralytics' own argument, of which True makes it warn that only CUDA can."""
+    run: Run = trainer.xpu
+    argument = getattr(trainer.args, "channels_last", None)
+    run.stash[LAYOUT] = Layout(run.options[CHANNELS_LAST] and argument is not False)
+    if argument:
+        trainer.args.channels_last = None
+
+
+@hookimpl
+def xpu_report(trainer: Any) -> str:
+    """Say which memory format the run has."""
+    return "channels_last memory format" if of(trainer).wanted else "NCHW memory format as requested"
+
+
+@hookimpl
+@contextmanager
+def xpu_around_run(trainer: Any) -> Iterator[None]:
+    """Let what the run predicts have its memory format, and try every optimizer before its first step."""
+
+    def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is trainer.optimizer:
+            try_optimizer(trainer, optimizer)
+
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        with Options.scope({CHANNELS_LAST.name: of(trainer).wanted}):
+            yield
+    finally:
+        hook.remove()
+
+
+@hookimpl
+@contextmanager
+def xpu_around_validation(trainer: Any) -> Iterator[None]:
+    """Validate in the memory format that the run has by now."""
+    with Options.scope({CHANNELS_LAST.name: of(trainer).wanted}):
+        yield
+
+
+@hookimpl
+def xpu_prepare_model(trainer: Any) -> None:
+    """Lay out the model's weights; the average that is made of it later has its layout.
+
+    A model with code of users' stays as it is until that was tried on a batch, because AutoBatch and the check of
+    mixed precision run it before.
+    """
+    layout = of(trainer)
+    if layout.wanted and not own_code(trainer.model):
+        lay_out(trainer.model)
+        layout.model = trainer.model
+
+
+@hookimpl
+def xpu_after_setup(trainer: Any) -> None:
+    """Try the optimizer, and in each epoch what came to the model since."""
+    if of(trainer).wanted:
+        try_optimizer(trainer, trainer.optimizer)
+        trainer.add_callback("on_train_epoch_start", _look)
+
+
+def _look(trainer: Any) -> None:
+    """Look, as an epoch starts, for users' code that came since the last one, or for another model."""
+    layout = of(trainer)
+    if not layout.wanted or not isinstance(trainer.model, torch.nn.Module):
+        return
+    own = own_code(trainer.model)
+    new = [thing for key, thing in own.items() if key not in layout.tried]
+    if not new and layout.model is unwrapped(trainer.model):
+        return
+    layout.tried = own
+    if not own:
+        train_in(torch.channels_last, trainer)
+    elif getattr(trainer.args, "compile", False) or len(trainer.xpu.indices) > 1:
+        how = "in a compiled model" if getattr(trainer.args, "compile", False) else "on several devices"
+        train_in_nchw(trainer, f"the model has code of its own ({named(new)}), which can't be tried {how}.")
+    else:
+        layout.model = None
+        Trial(trainer)
+
+
+@hookimpl
+def xpu_arrange_batch(trainer: Any, batch: dict[str, Any]) -> None:
+    """Lay out the images in channels_last while they are bytes.
+
+    Not where a user's `preprocess_batch` gets them afterwards: then the first convolution does it.
+    """
+    images = batch.get("img")
+    layout = of(trainer)
+    if (
+        layout.wanted
+        and layout.model is not None
+        and layout.model is unwrapped(trainer.model)
+        and isinstance(images, torch.Tensor)
+        and images.dim() == 4
+        and changes_batches(trainer) is None
+    ):
+        batch["img"] = images.contiguous(memory_format=torch.channels_last)
+
+
+@patch("ultralytics.nn.autobackend:AutoBackend.__init__", why="it keeps to NCHW on every GPU but CUDA's")
+def init(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a backend, whose model works in channels_last on an XPU if it has no code of users', which may not."""
+    asked = kwargs.get("channels_last")
+    if asked and _is_xpu(kwargs.get("device")):
+        kwargs["channels_last"] = None  # True makes it warn that an XPU can't
+    original(self, *args, **kwargs)
+    model = getattr(getattr(self, "backend", self), "model", None)
+    if not isinstance(model, torch.nn.Module) or asked is False:
+        return
+    weight = next(model.parameters(), None)
+    if weight is not None and _is_xpu(weight.device) and CHANNELS_LAST.current() and not own_code(model):
+        lay_out(model)
+
+
+PATCHES = [init]
+
+
+def _is_xpu(device: Any) -> bool:
+    return isinstance(device, torch.device) and device.type == "xpu"

@@ -1,0 +1,185 @@
+"""Try users' code on the first batch in both memory formats, before a run depends on channels_last."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .layout import of, train_in, train_in_nchw
+from .own_code import KNOWN
+from .restoring import exact, restored, same_random_numbers
+from .weights import lay_out
+
+__all__ = ["LIMIT", "Trial"]
+
+_OUT_OF_MEMORY = r"out of memory|OUT_OF_(RESOURCES|\w*MEMORY)"
+
+LIMIT = 1e-3
+"""Relative difference between the layouts, in float32, at which something else is computed and not just rounded."""
+
+
+class Trial:
+    """Tries users' code on the first batch that is trained with.
+
+    As a hook of the trained model it gets the batch as the model does. Loss, gradients and predictions are computed in
+    either layout, in float32, on the model itself, because a copy would take its memory again. What that changes in the
+    model and in random generators is put back. What code notes elsewhere, such as a count outside of the model, is not.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._handle = trainer.model.register_forward_pre_hook(self, prepend=True)
+
+    def __reduce__(self) -> Any:
+        return _no_trial, ()  # a copy of the model isn't tried
+
+    def __call__(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        """Try the model's own code, if this is the first forward of training."""
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        self._handle.remove()
+        trainer, batch = self._trainer, args[0] if len(args) == 1 else None
+        if not of(trainer).wanted or model is not trainer.model:
+            return
+        if reason := _problem(model, batch):
+            train_in_nchw(trainer, reason)
+        else:
+            train_in(torch.channels_last, trainer)
+        if isinstance(batch, dict):
+            wanted = torch.channels_last if of(trainer).wanted else torch.contiguous_format
+            batch["img"] = batch["img"].contiguous(memory_format=wanted)
+
+
+def _no_trial() -> Callable[..., None]:
+    return _pass
+
+
+def _pass(model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    pass
+
+
+def _problem(model: torch.nn.Module, batch: Any) -> str:
+    """Return why a model is not trained in channels_last, "" where it can be."""
+    images = batch.get("img") if isinstance(batch, dict) else None
+    if not isinstance(images, torch.Tensor) or images.dim() != 4:
+        return "the model has code of its own, and isn't trained with a batch of images, with which to try it."
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters()):
+        return "hooks that are called when a gradient is accumulated can't be tried in channels_last."
+    try:
+        return _compared(model, batch)
+    finally:
+        torch.clear_autocast_cache()
+        if images.device.type == "xpu":
+            torch.xpu.empty_cache()
+
+
+def _compared(model: torch.nn.Module, batch: dict[str, Any]) -> str:
+    """Compute in both layouts, and say why that of channels_last can't be taken."""
+    plain = _attempt(model, batch, torch.contiguous_format)
+    if isinstance(plain, str):
+        return plain
+    ours = _attempt(model, batch, torch.channels_last)
+    if isinstance(ours, str):
+        return ours
+    what, distance = _difference(plain, ours)
+    if distance <= LIMIT:
+        return ""
+    # Small images and weights that have learnt nothing make much of rounding: labels go to other anchors.
+    del ours
+    moved = _attempt(model, {**batch, "img": _noisy(batch["img"])}, torch.contiguous_format)
+    limit = LIMIT if isinstance(moved, str) else max(LIMIT, 3 * _difference(plain, moved)[1])
+    if distance <= limit:
+        return ""
+    return f"the model computes something else in channels_last: {what} differs by {distance:.2g} (limit {limit:.2g})."
+
+
+def _noisy(images: torch.Tensor) -> torch.Tensor:
+    """Return images with noise of the size that rounding has by the end of a deep network."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * 1e-5
+    return images * (1 + noise.to(images.device))
+
+
+def _attempt(model: torch.nn.Module, batch: dict[str, Any], memory_format: torch.memory_format) -> _Result | str:
+    """Return what a model computes in a layout, or why it doesn't."""
+    device = batch["img"].device
+    try:
+        with restored(model), exact(device), same_random_numbers(device):
+            lay_out(model, memory_format)
+            return _compute(model, batch, memory_format)
+    except Exception as error:  # of whatever type users' code raises
+        if "DEVICE_LOST" in str(error):
+            raise
+        return _told(error, memory_format)
+
+
+class _Result(NamedTuple):
+    """What a model computed of a batch."""
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    predictions: list[float]
+    """The norms of the tensors that it predicts: rounding may reorder them, where a head chooses by rank."""
+
+
+def _compute(model: torch.nn.Module, batch: dict[str, Any], memory_format: torch.memory_format) -> _Result:
+    """Train with a batch as far as the gradients, and predict from its images."""
+    batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, dict(batch))
+    images = batch["img"] = batch["img"].contiguous(memory_format=memory_format)
+    loss = model(batch)[0].sum()
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    gradients = {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+    model.eval()
+    with torch.no_grad():
+        predicted = [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, torch.Tensor)]
+    floats = [leaf.float() for leaf in predicted if leaf.is_floating_point() and leaf.numel()]
+    return _Result(float(loss), gradients, _norms(floats))
+
+
+def _norms(tensors: list[torch.Tensor]) -> list[float]:
+    return torch.stack([tensor.norm().float() for tensor in tensors]).tolist() if tensors else []
+
+
+def _difference(one: _Result, other: _Result) -> tuple[str, float]:
+    """Return in what two results differ most, and by how much of it."""
+    names = [name for name in one.gradients if name in other.gradients]
+    sizes = dict(zip(names, _norms([one.gradients[name] for name in names]), strict=True))
+    apart = dict(zip(names, _norms([one.gradients[name] - other.gradients[name] for name in names]), strict=True))
+    smallest = 0.01 * max(sizes.values(), default=0.0)  # a bias in front of a batch norm has rounding for a gradient
+    found = {f"the gradient of {name}": apart[name] / (max(sizes[name], smallest) or 1.0) for name in names}
+    found["the loss"] = abs(one.loss - other.loss) / (abs(one.loss) or 1.0)
+    for a, b in zip(one.predictions, other.predictions, strict=False):
+        found["a prediction"] = max(found.get("a prediction", 0.0), abs(a - b) / (a or 1.0))
+    numbers = {what: distance for what, distance in found.items() if distance == distance}  # not of NaN from NaN
+    what = max(numbers, key=numbers.__getitem__, default="")
+    return what, numbers.get(what, 0.0)
+
+
+def _told(error: Exception, memory_format: torch.memory_format) -> str:
+    """Return an error of a trial as a reason."""
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError) or re.search(_OUT_OF_MEMORY, text, re.IGNORECASE):
+        return "there was not enough memory to try the model's own code in channels_last."
+    if memory_format is torch.contiguous_format:
+        return f"the model's own code can't be tried: {_place(error)} failed in float32 in NCHW, too: {text}"
+    return f"{_place(error)} can't work in channels_last: {text}"
+
+
+def _place(error: Exception) -> str:
+    """Return the name of the innermost function of users' that an error came through."""
+    name = "the model's own code"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in KNOWN:
+            code, owner = frame.f_code, frame.f_locals.get("self")
+            name = getattr(code, "co_qualname", code.co_name)
+            if owner is not None:
+                name = f"{type(owner).__name__}.{code.co_name}"
+    return name
