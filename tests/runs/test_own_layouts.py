@@ -252,15 +252,15 @@ def test_a_resumed_run_with_own_code_goes_on_in_the_layout_that_it_had(train: Tr
 def test_memory_that_runs_out_in_the_trial_costs_the_layout_not_the_run(
     train: Train, log: list[logging.LogRecord], monkeypatch: Any
 ) -> None:
-    from yolo_xpu_trainer.policies import channels_last
+    from yolo_xpu_trainer.policies.channels_last import trial
 
-    compute = channels_last._compute
+    compute = trial._compute
 
     def too_large(model: Any, batch: Any, memory_format: torch.memory_format) -> Any:
         compute(model, batch, memory_format)
         torch.empty(1 << 50, dtype=torch.uint8, device="xpu")
 
-    monkeypatch.setattr(channels_last, "_compute", too_large)
+    monkeypatch.setattr(trial, "_compute", too_large)
     expected, _ = losses(train, around_first(own.FlattenAndLinear), plain=True)
     found, trainer = losses(train, around_first(own.FlattenAndLinear))
     assert found == expected
@@ -270,12 +270,12 @@ def test_memory_that_runs_out_in_the_trial_costs_the_layout_not_the_run(
 
 
 def test_a_lost_device_is_not_taken_for_a_layout(train: Train, monkeypatch: Any) -> None:
-    from yolo_xpu_trainer.policies import channels_last
+    from yolo_xpu_trainer.policies.channels_last import trial
 
     def lost(*args: Any) -> Any:
         raise RuntimeError("level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)")
 
-    monkeypatch.setattr(channels_last, "_compute", lost)
+    monkeypatch.setattr(trial, "_compute", lost)
     with pytest.raises(RuntimeError, match="DEVICE_LOST"):
         losses(train, around_first(own.FlattenAndLinear))
 
