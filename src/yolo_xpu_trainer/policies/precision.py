@@ -12,6 +12,7 @@ from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
 from ..patches import Patch, applied, patch
 from ..run import Precision, Run
+from ..versions import halves_the_averaged_model
 
 __all__: list[str] = []
 
@@ -56,6 +57,20 @@ def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwa
         return original(self, *args, **kwargs)
 
 
+@patch("ultralytics.nn.tasks:BaseModel.half", why="the best weights would be validated in fp16, and can overflow")
+def half(run: Run, original: Callable[..., Any], self: Any) -> Any:
+    """Round a model's weights as autocast rounds them in every forward; what computes in float32 stays in it."""
+    kept = {part for module in self.modules() if type(module).__name__ in _IN_FLOAT32 for part in module.modules()}
+    for module in self.modules():
+        if isinstance(module, _AUTOCAST) and module not in kept:
+            module.to(run.precision.dtype)
+    return self
+
+
+_AUTOCAST = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+_IN_FLOAT32 = ("DFL", "RTDETRDecoder")  # they give coordinates
+
+
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Autocast in the run's precision."""
@@ -69,12 +84,24 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
 
     Ultralytics validates in fp16 whatever the training was: it autocasts to it, before 8.4.60 or so it halves the
     averaged model itself, and it halves the best weights in the end. float16 has 5 exponent bits to bfloat16's 8, so
-    what a bf16 run learnt can overflow there.
+    what a bf16 run learnt can overflow there. Images stay in fp16, which holds what bytes can say.
     """
+    from ultralytics.nn.tasks import BaseModel
+
     run: Run = trainer.xpu
     if run.precision.name != "bf16":
         yield
-        return
+    elif isinstance(trainer.ema and trainer.ema.ema, BaseModel) and not halves_the_averaged_model():
+        with applied([forward, half], run):
+            yield
+    else:
+        with _not_halved(trainer), applied([forward], run):
+            yield
+
+
+@contextmanager
+def _not_halved(trainer: Any) -> Iterator[None]:
+    """Validate a model, and images, in float32, but for what autocasts."""
     amp, trainer.amp = trainer.amp, False  # which is what the validator halves by
     args = trainer.validator.args
     before = {name: getattr(args, name) for name in ("half", "quantize") if hasattr(args, name)}
@@ -82,8 +109,7 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
         if name in before:
             setattr(args, name, off)
     try:
-        with applied([forward], run):
-            yield
+        yield
     finally:
         trainer.amp = amp
         for name, value in before.items():
