@@ -68,10 +68,11 @@ def _in_float32(target: str, why: str) -> Patch:
 class _Float32(dict[Any, Any]):
     """A dict whose bfloat16 tensors are in float32 wherever they are read, but for feature maps.
 
-    They are widened when they are read, so that no copy lives longer than its reader has use for it.
+    They are widened when they are read, which is by way of `__getitem__` whatever reads, so that no copy lives longer
+    than its reader has use for it.
     """
 
-    get, items, values, pop = Mapping.get, Mapping.items, Mapping.values, MutableMapping.pop  # by way of __getitem__
+    get, items, values, pop = Mapping.get, Mapping.items, Mapping.values, MutableMapping.pop  # type: ignore[assignment]
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
