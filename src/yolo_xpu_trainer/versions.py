@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-__all__ = ["knows_accelerators", "knows_named_precisions", "needs_accelerators"]
+__all__ = ["halves_the_averaged_model", "knows_accelerators", "knows_named_precisions", "needs_accelerators"]
 
 
 def knows_accelerators() -> bool:
@@ -27,3 +28,13 @@ def knows_named_precisions() -> bool:
         return bool(get_cfg(overrides={"amp": "fp32"}).amp == "fp32")
     except (TypeError, ValueError):
         return False
+
+
+def halves_the_averaged_model() -> bool:
+    """Whether this Ultralytics validates in training with the averaged model's own weights in fp16: before 8.4.60."""
+    from ultralytics.engine.validator import BaseValidator
+
+    try:
+        return "model.half()" in inspect.getsource(BaseValidator.__call__)
+    except OSError:  # a frozen program has no sources
+        return True

@@ -39,6 +39,7 @@ REACHED = {
 }
 _SAVE = 10  # waits for a checkpoint
 _SECONDS = 0.95  # host time a step, by plain Ultralytics'
+_PEAKS: dict[tuple[str, str], float] = {}  # by plain Ultralytics'
 
 # A third of a MuSGD step's kernels are its orthogonalisation: Ultralytics', and on a CPU most of the time.
 _MUSGD = {"launches": 0.97, "seconds": 1.1, "peak": 1.03}
@@ -70,6 +71,9 @@ def lost(case: Case, plain: Counted, ours: Counted, batch_bytes: int) -> Iterato
     if ours.seconds and plain.seconds:
         seconds = ratio(ours.median_seconds, plain.median_seconds)
         found["host time a step, by plain"] = seconds, musgd.get("seconds", _SECONDS)
+    for (precision, moment), held in ours.peaks.items():
+        most = plain.peaks[precision, moment] * _PEAKS.get((precision, moment), 1)
+        found[f"peak memory, {precision}, {moment}"] = held, most + batch_bytes
     for name, (value, most) in found.items():
         if value > most:
             yield f"{case}: {name}: {value:.4g}, at most {most:.4g} was reached"

@@ -86,7 +86,7 @@ def _distance(run: Run, model: torch.nn.Module) -> float:
     channels = next((p.shape[1] for p in model.parameters() if p.ndim == 4), 3)
     noise = torch.rand(1, channels, 4 * stride, 4 * stride, generator=torch.Generator().manual_seed(0))
     image = noise.to(run.device.device)
-    probe = deepcopy(model).eval()  # a forward caches anchors, in the dtype of the moment
+    probe = _sharing(model).eval()
     features: list[torch.Tensor] = []
     head = list(getattr(probe, "model", probe).children())[-1]
     head.register_forward_pre_hook(lambda module, inputs: features.extend(_floats(inputs)))
@@ -105,6 +105,15 @@ def _distance(run: Run, model: torch.nn.Module) -> float:
             size = a.norm().clamp(min=1e-3 * a.numel() ** 0.5)
             worst = max(worst, float((a - b.float()).norm() / size) if b.isfinite().all() else torch.inf)
     return worst
+
+
+def _sharing(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a model with the same weights, whose forward, which caches anchors in the dtype of the moment, is its own.
+
+    The weights take no memory a second time, and may be shared: `eval` changes no buffer.
+    """
+    shared = {id(tensor): tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
+    return deepcopy(model, shared)
 
 
 def _floats(output: object) -> Iterator[torch.Tensor]:

@@ -9,6 +9,7 @@ with these patches (tests/runs/test_numerics.py); the convolutions stay in bf16.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ _RTDETR = (
     "its layers refine box coordinates, 1/256 of the image apart",
 )
 
+_FEATURES = "feats"  # of a head's output: Ultralytics takes their shapes only
+
 
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
@@ -48,7 +51,7 @@ def patches() -> list[Patch]:
             if isinstance(value, type) and value.__module__ == module_name and method in vars(value):
                 found.append(_in_float32(f"{module_name}:{name}.{method}", why))
     module_name, name, why = _RTDETR
-    return [*found, _in_float32(f"{module_name}:{name}.forward", why)]
+    return [*found, _in_float32(f"{module_name}:{name}.forward", why), make_anchors]
 
 
 def _in_float32(target: str, why: str) -> Patch:
@@ -62,11 +65,40 @@ def _in_float32(target: str, why: str) -> Patch:
     return method
 
 
+class _Float32(dict[Any, Any]):
+    """A dict whose bfloat16 tensors are in float32 wherever they are read, but for feature maps.
+
+    They are widened when they are read, which is by way of `__getitem__` whatever reads, so that no copy lives longer
+    than its reader has use for it.
+    """
+
+    get, items, values, pop = Mapping.get, Mapping.items, Mapping.values, MutableMapping.pop  # type: ignore[assignment]
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        return value if key == _FEATURES else _widened(value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__()  # that there is one makes `dict(…)` and `{**…}` go by way of __getitem__
+
+
 def _widened(value: Any) -> Any:
     """Return a nested value with its bfloat16 tensors in float32; one without any as it is, for what is noted in it."""
     if not any(_is_bf16(leaf) for leaf in tree_leaves(value)):
         return value
-    return tree_map(lambda leaf: leaf.float() if _is_bf16(leaf) else leaf, value)
+
+    def widened(leaf: Any) -> Any:
+        return _Float32(leaf) if type(leaf) is dict else leaf.float() if _is_bf16(leaf) else leaf
+
+    return tree_map(widened, value, is_leaf=lambda v: type(v) is dict)
+
+
+@patch("ultralytics.utils.tal:make_anchors", why="anchors would have the dtype of the feature maps, whose shapes count")
+def make_anchors(run: Run, original: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
+    """Make anchors in float32 of bfloat16 feature maps, without a copy of them."""
+    if run.precision.name == "bf16" and isinstance(feats, list):
+        feats = [f.new_empty(1, dtype=torch.float32).expand(f.shape) if _is_bf16(f) else f for f in feats]
+    return original(feats, *args, **kwargs)
 
 
 def _is_bf16(value: Any) -> bool:

@@ -13,6 +13,7 @@ from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
 from ..patches import Patch, applied, patch
 from ..run import Precision, Run
+from ..versions import halves_the_averaged_model
 
 __all__: list[str] = []
 
@@ -64,13 +65,14 @@ def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype
     source="ultralytics/engine/validator.py, BaseValidator.__call__",
 )
 def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a model in the run's precision; what it gives is in float32.
+    """Run a model in the run's precision; what it gives is in float32, feature maps are in float16.
 
     The validator computes losses, and users' validators whatever they want, outside of autocast. There bfloat16 doesn't
-    go with float32, such as the weights of a `CrossEntropyLoss`, and NumPy doesn't know it.
+    go with float32, such as the weights of a `CrossEntropyLoss`, and NumPy doesn't know it. Feature maps are large, and
+    Ultralytics takes their shapes only.
     """
     with run.autocast():
-        return _in_float32(original(self, *args, **kwargs))
+        return _readable(original(self, *args, **kwargs))
 
 
 @patch(
@@ -82,11 +84,32 @@ def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwa
 def distilled_forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a student in the run's precision, which its wrapper calls by another method than `forward`."""
     with run.autocast():
-        return _in_float32(original(self, *args, **kwargs))
+        return _readable(original(self, *args, **kwargs))
 
 
-def _in_float32(output: Any) -> Any:
-    return tree_map(lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype is torch.bfloat16 else v, output)
+def _readable(output: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a nested output with its bfloat16 tensors in another dtype, but for feature maps, in float16."""
+
+    def converted(leaf: Any) -> Any:
+        if type(leaf) is dict:
+            return {key: _readable(v, torch.float16 if key == "feats" else dtype) for key, v in leaf.items()}
+        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.bfloat16 else leaf
+
+    return tree_map(converted, output, is_leaf=lambda value: type(value) is dict)
+
+
+@patch("ultralytics.nn.tasks:BaseModel.half", why="the best weights would be validated in fp16, and can overflow")
+def half(run: Run, original: Callable[..., Any], self: Any) -> Any:
+    """Round a model's weights as autocast rounds them in every forward; what computes in float32 stays in it."""
+    kept = {part for module in self.modules() if type(module).__name__ in _IN_FLOAT32 for part in module.modules()}
+    for module in self.modules():
+        if isinstance(module, _AUTOCAST) and module not in kept:
+            module.to(run.precision.dtype)
+    return self
+
+
+_AUTOCAST = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+_IN_FLOAT32 = ("DFL", "RTDETRDecoder")  # they give coordinates
 
 
 @hookimpl
@@ -102,12 +125,24 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
 
     Ultralytics validates in fp16 whatever the training was: it autocasts to it, before 8.4.60 or so it halves the
     averaged model itself, and it halves the best weights in the end. float16 has 5 exponent bits to bfloat16's 8, so
-    what a bf16 run learnt can overflow there.
+    what a bf16 run learnt can overflow there. Images stay in fp16, which holds what bytes can say.
     """
+    from ultralytics.nn.tasks import BaseModel
+
     run: Run = trainer.xpu
     if run.precision.name != "bf16":
         yield
-        return
+    elif isinstance(trainer.ema and trainer.ema.ema, BaseModel) and not halves_the_averaged_model():
+        with applied([forward, distilled_forward, half], run):
+            yield
+    else:
+        with _not_halved(trainer), applied([forward, distilled_forward], run):
+            yield
+
+
+@contextmanager
+def _not_halved(trainer: Any) -> Iterator[None]:
+    """Validate a model, and images, in float32, but for what autocasts."""
     amp, trainer.amp = trainer.amp, False  # which is what the validator halves by
     args = trainer.validator.args
     before = {name: getattr(args, name) for name in ("half", "quantize") if hasattr(args, name)}
@@ -115,8 +150,7 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
         if name in before:
             setattr(args, name, off)
     try:
-        with applied([forward, distilled_forward], run):
-            yield
+        yield
     finally:
         trainer.amp = amp
         for name, value in before.items():
