@@ -69,7 +69,7 @@ def begun(trainer: Any) -> dict[str, Any]:
         raise StopHere
 
     def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        seen.setdefault("dtype", output.dtype)
+        seen["dtype"] = output.dtype  # of the last one: hooks are tried in float32 first
 
     def watch(trainer: Any) -> None:
         next(m for m in trainer.model.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(note)
