@@ -105,6 +105,8 @@ def write_model(stem: str, weights: Path) -> None:
     task = guess_model_task(model)
     if task in ("detect", "segment", "pose", "obb"):
         find_objects(model, channels)
+    if task == "pose":
+        model.kpt_shape = model.model[-1].kpt_shape  # as its trainer does
     save(model, task, weights / f"{stem}.pt")
 
 
