@@ -33,7 +33,7 @@ REQUIREMENTS = [
     "aiohappyeyeballs", "aiohttp", "aiosignal", "attrs", "flatbuffers", "frozenlist", "lap", "ml_dtypes", "multidict",
     "onnx", "onnxruntime", "onnxslim", "propcache", "protobuf", "shapely", "yarl",
 ]  # fmt: skip
-OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "numpy==2.1.1"]
+OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "numpy==2.1.1", "pillow<12"]
 
 CPU = {"YOLO_XPU_AUTOLOAD": "0"}
 XPU = {"XPU_SIMULATOR": "arc-b580"}

@@ -105,6 +105,8 @@ def write_model(stem: str, weights: Path) -> None:
     task = guess_model_task(model)
     if task in ("detect", "segment", "pose", "obb"):
         find_objects(model, channels)
+    if task == "pose":
+        model.kpt_shape = model.model[-1].kpt_shape  # as its trainer does
     save(model, task, weights / f"{stem}.pt")
 
 
@@ -121,7 +123,8 @@ def write_open_vocabulary(stem: str, weights: Path) -> None:
 
 def save(model: nn.Module, task: str, target: Path) -> None:
     """Write a checkpoint as a finished training leaves it: in half precision, without an optimizer."""
-    model.args = {**DEFAULT_CFG_DICT, "task": task, "imgsz": 640, "data": "coco8.yaml", "model": target.name}
+    size = 224 if task == "classify" else 640
+    model.args = {**DEFAULT_CFG_DICT, "task": task, "imgsz": size, "data": "coco8.yaml", "model": target.name}
     checkpoint = dict.fromkeys(("ema", "optimizer", "updates", "best_fitness"))
     checkpoint |= {"epoch": -1, "model": deepcopy(model).half(), "train_args": dict(model.args)}
     checkpoint |= {"date": "2026-01-01T00:00:00", "version": __version__, "train_metrics": {}, "train_results": {}}
@@ -139,7 +142,7 @@ class TextEncoder(nn.Module):
         return nn.functional.normalize(self.embedding(tokens).mean(1), dim=-1)
 
 
-def write_video(target: Path, frames: int = 5) -> None:
+def write_video(target: Path, frames: int = 3) -> None:
     """Write a short video: a view that moves over a photograph."""
     image = cv2.resize(cv2.imread(str(ASSETS / PHOTOGRAPHS[0])), (720, 960))
     video = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), 10, (640, 640))
