@@ -105,10 +105,17 @@ class Run:
         """Whether this process is one of a DDP run's workers, whose parent has told the user and decided already."""
         return "LOCAL_RANK" in os.environ
 
-    def autocast(self, enabled: bool = True) -> torch.amp.autocast_mode.autocast:
-        """Return the autocast context of this run's precision; one that switches autocast off where not enabled."""
+    def autocast(self, enabled: bool = True, *, cache_enabled: bool = True) -> torch.amp.autocast_mode.autocast:
+        """Return the autocast context of this run's precision; one that switches autocast off where not enabled.
+
+        Args:
+            enabled: Whether to autocast.
+            cache_enabled: Whether rounded weights are kept until the outermost context is left.
+        """
         dtype = self.precision.dtype
-        return torch.amp.autocast("xpu", dtype=dtype, enabled=enabled and dtype is not None)
+        return torch.amp.autocast(
+            "xpu", dtype=dtype, enabled=enabled and dtype is not None, cache_enabled=cache_enabled
+        )
 
     def move_to(self, index: int) -> None:
         """Note that this process, a DDP worker, trains on another of the run's XPUs."""

