@@ -12,7 +12,7 @@ import torch
 
 from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, Problem, UnknownDeviceError, WrongBuildError
 
-__all__ = ["Available", "DeviceInfo", "available", "info", "resolve", "why_none"]
+__all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resolve", "why_none"]
 
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
@@ -160,6 +160,18 @@ def info(index: int) -> DeviceInfo:
         driver=str(getattr(p, "driver_version", "unknown")),
         allocation_limit=_allocation_limit(p),
     )
+
+
+def empty_cache(index: int) -> None:
+    """Give back the memory that PyTorch caches, once the device's work is done.
+
+    Where it was given back before, results that were pending came out as NaN (pytorch#197520: torch 2.14 on Windows).
+
+    Args:
+        index: The XPU that this process computes on.
+    """
+    torch.xpu.synchronize(index)
+    torch.xpu.empty_cache()
 
 
 def _allocation_limit(properties: Any) -> int | None:

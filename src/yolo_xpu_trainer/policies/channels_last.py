@@ -29,6 +29,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..devices import empty_cache
 from ..hookspecs import hookimpl
 from ..options import Option, Options
 from ..patches import patch
@@ -391,7 +392,7 @@ def _problem(model: torch.nn.Module, batch: Any) -> str:
     finally:
         torch.clear_autocast_cache()
         if _is_xpu(images.device):
-            torch.xpu.empty_cache()
+            empty_cache(images.device.index)
 
 
 def _compared(model: torch.nn.Module, batch: dict[str, Any]) -> str:
