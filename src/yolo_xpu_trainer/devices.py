@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 
 from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, Problem, UnknownDeviceError, WrongBuildError
+from .versions import torch_release
 
 __all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resolve", "why_none"]
 
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 
-RELAXED_LIMITS = (
-    "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS"  # lifts the limit of a single allocation (unified-runtime#1245)
-)
+# Lifts the limit of a single allocation (unified-runtime#1245). Kernels address what is beyond it since PyTorch 2.8,
+# which builds them with -cl-intel-greater-than-4GB-buffer-required (torch-xpu-ops, cmake/BuildFlags.cmake). With an
+# older one the allocation succeeds, and addresses wrap.
+_RELAXED_LIMITS, _LIFTED_SINCE = "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS", (2, 8)
 _ALLOCATION_LIMIT = 4 << 30
 _HOST_RESERVE = 2 << 30, 8  # bytes, and one part in so many of the host's memory: the larger is kept for the host
 
@@ -181,11 +183,23 @@ def _allocation_limit(properties: Any) -> int | None:
     Lake). The same generations lack 2D block loads (intel/compute-runtime, compiler_product_helper_before_xe_hpc.inl).
     Seen on an A770 (intel-xpu-backend-for-triton#7477), not on a B70 (compute-runtime#998).
     """
-    lifted = os.environ.get(RELAXED_LIMITS, "").strip()
     newer = _XE_HPC_OR_XE2.match(str(getattr(properties, "version", "")))
-    if (lifted.isdigit() and int(lifted)) or newer or getattr(properties, "has_subgroup_2d_block_io", False):
+    if newer or getattr(properties, "has_subgroup_2d_block_io", False):
         return None
-    return _ALLOCATION_LIMIT
+    return None if _asks_to_lift_limit() and torch_release() >= _LIFTED_SINCE else _ALLOCATION_LIMIT
+
+
+def _asks_to_lift_limit() -> bool:
+    value = os.environ.get(_RELAXED_LIMITS, "").strip()
+    return value.isdigit() and int(value) > 0
+
+
+def limit_of_allocations() -> str:
+    """Say why nothing as large as `DeviceInfo.allocation_limit` can be had, and what lifts the limit, as a sentence."""
+    if torch_release() >= _LIFTED_SINCE:
+        return f"the device refuses more unless {_RELAXED_LIMITS}=1 is set"
+    unset = f", so unset {_RELAXED_LIMITS}, with which results may be wrong" * _asks_to_lift_limit()
+    return f"kernels of PyTorch before 2.8 can't address more{unset}"
 
 
 def available() -> list[DeviceInfo]:

@@ -186,6 +186,21 @@ def test_gpus_before_xe_hpc_and_xe2_have_the_limit(
             assert devices.info(0).allocation_limit == (None if lifted else limit)
 
 
+@pytest.mark.xpu_profile("arc-a770")
+@pytest.mark.parametrize(("version", "addressable"), [("2.5.1+xpu", 4 * GIB), ("2.7.1+xpu", 4 * GIB), ("2.8.0", None)])
+def test_the_limit_is_lifted_only_where_kernels_address_more(
+    xpu: torch.device, monkeypatch: pytest.MonkeyPatch, version: str, addressable: int | None
+) -> None:
+    # torch-xpu-ops, cmake/BuildFlags.cmake: -cl-intel-greater-than-4GB-buffer-required since release/2.8
+    monkeypatch.setattr(torch, "__version__", version)
+    said = devices.limit_of_allocations()
+    assert ("UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1" in said) == (addressable is None)
+    monkeypatch.setenv("UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS", "1")
+    assert devices.info(0).allocation_limit == addressable
+    if addressable:
+        assert "unset UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS" in devices.limit_of_allocations()
+
+
 LIMIT = 24 * MIB  # the allocator's own segments are of 20
 LIMITED = {"imgsz": 224, "amp": False, "batch": 0.9, "fraction": 0.5}
 

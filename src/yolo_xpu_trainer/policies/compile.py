@@ -21,6 +21,7 @@ from ..errors import Problem
 from ..hookspecs import hookimpl
 from ..patches import patch
 from ..run import Run
+from ..versions import torch_release
 
 __all__ = ["PATCHES", "problem"]
 
@@ -109,8 +110,7 @@ def problem(index: int) -> Problem | None:
 
 def _old_on_windows() -> Problem | None:
     """Look for a PyTorch that doesn't compile for XPUs on Windows, which it does since 2.7."""
-    release = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if os.name != "nt" or release >= (2, 7):
+    if os.name != "nt" or torch_release() >= (2, 7):
         return None
     seen = f"PyTorch {torch.__version__} compiles nothing for an XPU on Windows; it does since 2.7"
     return Problem(seen, f"Install a newer one: `{XPU_WHEELS} --upgrade`.")
