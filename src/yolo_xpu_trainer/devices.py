@@ -18,6 +18,11 @@ __all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resol
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 
+_SELECTOR = "ONEAPI_DEVICE_SELECTOR"
+_MASKS = ("ZE_AFFINITY_MASK", _SELECTOR)
+_NO_DEVICES = "No XPU devices are available"  # what PyTorch raises where there is none
+_TRIAL = 'python -c "import torch; torch.xpu.init()"'
+
 # Lifts the limit of a single allocation (unified-runtime#1245). Kernels address what is beyond it since PyTorch 2.8,
 # which builds them with -cl-intel-greater-than-4GB-buffer-required (torch-xpu-ops, cmake/BuildFlags.cmake). With an
 # older one the allocation succeeds, and addresses wrap.
@@ -134,9 +139,27 @@ def _is_compiled() -> bool:
     return bool(torch.xpu._is_compiled())
 
 
+def may_be_any() -> bool:
+    """Whether there may be an XPU, asked without initializing one: `count()` tells."""
+    return _is_compiled() and bool(torch.xpu.device_count())
+
+
 def count() -> int:
-    """Return how many XPUs this process sees."""
-    return int(torch.xpu.device_count()) if _is_compiled() else 0
+    """Return how many XPUs this process sees, which initializes them.
+
+    Before, PyTorch counts by another library, which knows nothing of `ONEAPI_DEVICE_SELECTOR` (torch/xpu/__init__.py,
+    `device_count`).
+    """
+    return 0 if not _is_compiled() or _initialization_error() else int(torch.xpu.device_count())
+
+
+def _initialization_error() -> str:
+    """Return the first line of the error in initializing the XPUs, "" where there is none."""
+    try:
+        torch.xpu.init()
+    except Exception as error:  # a RuntimeError, or what calls that were waiting for it raise
+        return (str(error).strip() or repr(error)).splitlines()[0]
+    return ""
 
 
 def info(index: int) -> DeviceInfo:
@@ -216,12 +239,19 @@ def why_none() -> Problem | None:
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
             remedy=f"Install an XPU build: `{XPU_WHEELS}`.",
         )
-    masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)}
+    masks = {k: os.environ[k] for k in _MASKS if os.environ.get(k)}
     if masks:
         shown = ", ".join(f"{k}={v!r}" for k, v in masks.items())
+        example = " (such as level_zero:0, because PyTorch uses no other backend)" * (_SELECTOR in masks)
         return Problem(
             seen=f"PyTorch has XPU support, but sees no XPU with {shown}",
-            remedy=f"Unset {' and '.join(masks)}, or name a device that exists, before Python starts.",
+            remedy=f"Unset {' and '.join(masks)}, or name a device that exists{example}, before Python starts.",
+        )
+    error = _initialization_error()
+    if error and _NO_DEVICES not in error:
+        return Problem(
+            seen=f"PyTorch has XPU support, but initializing the XPU failed: {error.rstrip('.')}",
+            remedy=f"`{_TRIAL}` in a fresh process shows whether PyTorch alone can.",
         )
     if os.name == "nt":
         remedy = "Install or update Intel's graphics driver with the Intel Driver & Support Assistant, then restart."
@@ -264,7 +294,7 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
     text = _canonical(requested)
     cuda = torch.cuda.is_available()
     if text in {"", "none"}:
-        return (_current(),) if count() and (prefer_xpu or not cuda) else None
+        return (_current(),) if (prefer_xpu or not cuda) and count() else None
     if text.startswith("xpu"):
         if not re.fullmatch(r"xpu(:\d+(,\d+)*)?", text):
             raise _unknown(requested)
@@ -320,7 +350,7 @@ def _checked(requested: object, indices: list[str]) -> tuple[int, ...]:
         )
     wrong = [i for i in named if i >= n] or [int(i) for i in indices if int(i) < -1]
     if wrong or len(indices) > n:
-        masks = [f"{k}={os.environ[k]!r}" for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)]
+        masks = [f"{k}={os.environ[k]!r}" for k in _MASKS if os.environ.get(k)]
         hint = f", or check {' and '.join(masks)}" if masks else ""
         missing = f"xpu:{wrong[0]}" if wrong else f"{len(indices)} XPUs"
         raise NoSuchXPUError(
