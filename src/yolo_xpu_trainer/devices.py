@@ -32,6 +32,10 @@ _HOST_RESERVE = 2 << 30, 8  # bytes, and one part in so many of the host's memor
 
 # How integrated GPUs are called: "Arc(TM) Graphics" and "Arc(TM) 140V GPU" are, "Arc(TM) B580 Graphics" isn't.
 _INTEGRATED = re.compile(r"Arc\(TM\) (Pro )?(Graphics|\w+ GPU)|Iris\(R\) Xe Graphics|UHD Graphics|Intel\(R\) Graphics$")
+# Their PCI ids from Rocket Lake to Wildcat Lake (Linux, include/drm/intel/pciids.h). A driver that doesn't know a name
+# for its GPU, discrete or not, says "Intel(R) Graphics [0x64a0]" with it.
+_INTEGRATED_IDS = re.compile(r"(46|4c|64|7d|9a|a7|b0)..|b640|fd8.")
+_BRACKETED_ID = re.compile(r"\[0x([0-9a-f]{4})\]", re.IGNORECASE)
 _XE_HPC_OR_XE2 = re.compile(r"12\.6[01]\.|[2-9]\d\.")  # versions of the graphics IP
 
 # What Ultralytics itself understands: these requests are handed on as they are.
@@ -97,13 +101,14 @@ class DeviceInfo:
         """Return the bytes that are free on the device, or None where the driver can't tell.
 
         Integrated GPUs, and some discrete ones in containers, raise "doesn't support querying the available free
-        memory" (pytorch#159728, ComfyUI#9024); torch before 2.6 has no such query.
+        memory" (pytorch#159728, ComfyUI#9024); torch before 2.6 has no such query. Where a driver counts nothing as
+        free it can't tell either: idle cards were seen with that (vLLM#49482, #53990).
         """
         query = getattr(torch.xpu, "mem_get_info", None)
         if query is None:
             return None
         try:
-            return int(query(self.index)[0])
+            return int(query(self.index)[0]) or None
         except RuntimeError:
             return None
 
@@ -112,22 +117,22 @@ class DeviceInfo:
 
         An integrated GPU's is the host's, so the host is asked how much of it is free, and keeps a reserve: an eighth
         of its memory, at least 2 GiB, for the data loader's workers and everything else on the machine. The driver
-        isn't asked there: it counts what Linux can reclaim as in use (vLLM#40295).
+        isn't asked there: it counts what Linux can reclaim as in use (vLLM#40295). The same holds for a GPU whose free
+        memory nobody knows and which has more than half of the host's, as an integrated one does.
         """
-        unheld = max(self.total_memory - self.reserved_memory(), 0)
-        if self.integrated:
-            import psutil  # what Ultralytics asks, too
+        free = None if self.integrated else self.free_memory()
+        if free is not None:
+            return Available(free, "free by the driver's count")
+        import psutil  # what Ultralytics asks, too
 
-            host = psutil.virtual_memory()
+        host = psutil.virtual_memory()
+        unheld = max(self.total_memory - self.reserved_memory(), 0)
+        if self.integrated or self.total_memory > host.total // 2:
             least, part = _HOST_RESERVE
             kept = max(least, host.total // part)
             figures = f"{host.available / 2**30:.1f} GiB free on the host, less {kept / 2**30:.1f} GiB kept for it"
             if host.available - kept < unheld:
                 return Available(max(host.available - kept, 0), figures)
-        else:
-            free = self.free_memory()
-            if free is not None:
-                return Available(free, "free by the driver's count")
         return Available(unheld, "the device's memory, less what PyTorch holds")
 
     def can_count_memory(self) -> bool:
@@ -181,10 +186,21 @@ def info(index: int) -> DeviceInfo:
         has_fp64=has("has_fp64"),
         has_matrix_units=has("has_subgroup_matrix_multiply_accumulate"),
         has_tf32=has("has_subgroup_matrix_multiply_accumulate_tensor_float32"),
-        integrated=bool(getattr(p, "is_integrated_gpu", _INTEGRATED.search(str(p.name)))),  # torch tells since 2.13
+        integrated=_is_integrated(p),
         driver=str(getattr(p, "driver_version", "unknown")),
         allocation_limit=_allocation_limit(p),
     )
+
+
+def _is_integrated(properties: Any) -> bool:
+    """Whether a GPU is part of the processor, by what PyTorch tells since 2.13, or else its PCI id or its name."""
+    told = getattr(properties, "is_integrated_gpu", None)
+    if told is not None:
+        return bool(told)
+    name = str(properties.name)
+    bracketed = _BRACKETED_ID.search(name)
+    number = getattr(properties, "device_id", None) or int(bracketed[1] if bracketed else "0", 16)
+    return bool(_INTEGRATED_IDS.fullmatch(f"{number:04x}") or _INTEGRATED.search(name))
 
 
 def empty_cache(index: int) -> None:
