@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, Problem, UnknownDeviceError, WrongBuildError
+from .errors import (
+    DuplicateDeviceError,
+    NoSuchXPUError,
+    NoXCCLError,
+    NoXPUError,
+    Problem,
+    UnknownDeviceError,
+    WrongBuildError,
+)
 from .versions import torch_release
 
 __all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resolve", "why_none"]
@@ -330,6 +338,29 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
     if _UPSTREAM_DEVICE.fullmatch(text) or not (prefer_xpu or count()):
         return None
     raise _unknown(requested)
+
+
+def check_collectives(indices: Sequence[int]) -> None:
+    """See that PyTorch can train on several XPUs, before a process is started for each.
+
+    Args:
+        indices: The XPUs of a run.
+
+    Raises:
+        NoXCCLError: There are several, and this PyTorch was built without XCCL, as it was before 2.8 (pytorch#154963),
+            and is on Windows.
+    """
+    has_xccl = getattr(torch.distributed, "is_xccl_available", None)  # unknown before 2.6 or so
+    if len(indices) < 2 or (has_xccl is not None and has_xccl()):
+        return
+    asked = "xpu:" + ",".join(map(str, indices))
+    raise NoXCCLError(
+        f"Asked for {asked}, but this PyTorch ({torch.__version__}) was built without XCCL, by which XPUs train "
+        f"together. XPU builds have it since 2.8, on Linux. Use one device, device='xpu:{indices[0]}', or install "
+        f"a newer PyTorch there: `{XPU_WHEELS} --upgrade`.",
+        requested=asked,
+        seen=describe(),
+    )
 
 
 def _canonical(requested: object) -> str:

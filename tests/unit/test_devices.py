@@ -15,11 +15,12 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import xpu_simulator
-from yolo_xpu_trainer import XPUDetectionTrainer, devices
+from yolo_xpu_trainer import XPUDetectionTrainer, XPUTrainer, devices
 from yolo_xpu_trainer.errors import (
     DeviceError,
     DuplicateDeviceError,
     NoSuchXPUError,
+    NoXCCLError,
     NoXPUError,
     UnknownDeviceError,
     WrongBuildError,
@@ -202,6 +203,42 @@ def test_a_plain_run_prefers_cuda_and_else_the_xpu(xpu: torch.device, monkeypatc
     assert devices.resolve(None, prefer_xpu=False) == (0,)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert devices.resolve(None, prefer_xpu=False) is None
+
+
+# Several XPUs, and a PyTorch whose build has no XCCL: wheels have it since 2.8 (pytorch#154963), on Linux
+
+
+@pytest.fixture(params=["is_xccl_available() is False", "there is no is_xccl_available()"])
+def without_xccl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "False" in request.param:
+        monkeypatch.setattr(torch.distributed, "is_xccl_available", lambda: False)
+    else:
+        monkeypatch.delattr(torch.distributed, "is_xccl_available")
+
+
+@two_xpus
+def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(build: Build, without_xccl: None) -> None:
+    with pytest.raises(NoXCCLError) as caught:
+        build("xpu:0,1", data="does-not-exist.yaml")
+    assert isinstance(caught.value, (DeviceError, RuntimeError))
+    assert "Asked for xpu:0,1" in str(caught.value)
+    assert torch.__version__ in str(caught.value)
+    assert "since 2.8, on Linux" in str(caught.value)
+    assert "https://download.pytorch.org/whl/xpu" in str(caught.value)
+    assert build("xpu:1").device == torch.device("xpu", 1)
+
+
+class Gloo(DetectionTrainer):
+    def _setup_ddp(self, *args: Any) -> None:
+        """Set up the processes with another backend."""
+
+
+class OverGloo(XPUTrainer, Gloo): ...
+
+
+@two_xpus
+def test_a_trainer_that_sets_up_its_processes_itself_is_left_to_it(build: Build, without_xccl: None) -> None:
+    assert build("xpu:0,1", trainer=OverGloo).ddp
 
 
 # Requests that can't be met. They are refused before any data is looked for.
