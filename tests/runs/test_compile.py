@@ -108,10 +108,20 @@ def test_validating_and_predicting_go_on_without(
 
 def test_a_model_that_can_be_compiled_is_in_the_mode_asked_for(xpu: torch.device, compiled: list[str]) -> None:
     model = torch.nn.Identity()
-    torch_utils.attempt_compile(model, device=xpu, mode="reduce-overhead")
+    torch_utils.attempt_compile(model, device=xpu, mode="max-autotune-no-cudagraphs")
     torch_utils.attempt_compile(model, device=xpu)
-    assert compiled[0] == "reduce-overhead"
+    assert compiled[0] == "max-autotune-no-cudagraphs"
     assert len(compiled) == 2
+
+
+def test_the_mode_that_only_adds_cuda_graphs_is_the_default_and_said_once(
+    xpu: torch.device, compiled: list[str], log: list[logging.LogRecord]
+) -> None:
+    compiling._say_that_graphs_are_cudas.cache_clear()
+    for _ in range(2):
+        torch_utils.attempt_compile(torch.nn.Identity(), device=xpu, mode="reduce-overhead")
+    assert compiled == ["default", "default"]
+    assert len([r for r in log if "'reduce-overhead' means 'default' here" in r.getMessage()]) == 1
 
 
 # The trial

@@ -40,6 +40,8 @@ _COMPILER = (
 )
 _REINSTALL = f"`pip uninstall -y triton triton-xpu pytorch-triton-xpu`, then `{XPU_WHEELS} --force-reinstall`"
 
+_WITH_GRAPHS = "reduce-overhead"  # is the default with CUDA graphs, which Inductor skips on any other device
+
 # What the texts of errors ask for; the first that is found counts.
 _REMEDIES = [
     # intel-xpu-backend-for-triton#2548, and #3064 for Windows, whose driver brings no headers
@@ -90,12 +92,23 @@ def attempt_compile(original: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         return original(*args, **kwargs)
     index = torch.xpu.current_device() if device.index is None else device.index
     if (found := problem(index)) is None:
-        return original(*args, **kwargs)
+        if given.arguments["mode"] == _WITH_GRAPHS:
+            _say_that_graphs_are_cudas()
+            given.arguments["mode"] = "default"
+        return original(*given.args, **given.kwargs)
     _LOGGER.warning(f"XPU: the model is not compiled, because torch.compile doesn't work here: {found}")
     return given.arguments["model"]
 
 
 PATCHES = [attempt_compile]
+
+
+@functools.cache
+def _say_that_graphs_are_cudas() -> None:
+    _LOGGER.info(
+        f"XPU: compile={_WITH_GRAPHS!r} means 'default' here: PyTorch records graphs on CUDA devices only "
+        "(torch/_inductor/cudagraph_utils.py)."
+    )
 
 
 @functools.cache
