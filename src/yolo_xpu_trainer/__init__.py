@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import DeviceError as DeviceError
     from .errors import DuplicateDeviceError as DuplicateDeviceError
     from .errors import NoSuchXPUError as NoSuchXPUError
+    from .errors import NoXCCLError as NoXCCLError
     from .errors import NoXPUError as NoXPUError
     from .errors import OptionError as OptionError
     from .errors import OptionValueError as OptionValueError
@@ -67,6 +68,7 @@ _PUBLIC = {
         "DeviceError",
         "DuplicateDeviceError",
         "NoSuchXPUError",
+        "NoXCCLError",
         "NoXPUError",
         "OptionError",
         "OptionValueError",

@@ -10,21 +10,40 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import DuplicateDeviceError, NoSuchXPUError, NoXPUError, Problem, UnknownDeviceError, WrongBuildError
+from .errors import (
+    DuplicateDeviceError,
+    NoSuchXPUError,
+    NoXCCLError,
+    NoXPUError,
+    Problem,
+    UnknownDeviceError,
+    WrongBuildError,
+)
+from .versions import torch_release
 
-__all__ = ["Available", "DeviceInfo", "available", "info", "resolve", "why_none"]
+__all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resolve", "why_none"]
 
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 
-RELAXED_LIMITS = (
-    "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS"  # lifts the limit of a single allocation (unified-runtime#1245)
-)
+_SELECTOR = "ONEAPI_DEVICE_SELECTOR"
+_MASKS = ("ZE_AFFINITY_MASK", _SELECTOR)
+_NO_DEVICES = "No XPU devices are available"  # what PyTorch raises where there is none
+_TRIAL = 'python -c "import torch; torch.xpu.init()"'
+
+# Lifts the limit of a single allocation (unified-runtime#1245). Kernels address what is beyond it since PyTorch 2.8,
+# which builds them with -cl-intel-greater-than-4GB-buffer-required (torch-xpu-ops, cmake/BuildFlags.cmake). With an
+# older one the allocation succeeds, and addresses wrap.
+_RELAXED_LIMITS, _LIFTED_SINCE = "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS", (2, 8)
 _ALLOCATION_LIMIT = 4 << 30
 _HOST_RESERVE = 2 << 30, 8  # bytes, and one part in so many of the host's memory: the larger is kept for the host
 
 # How integrated GPUs are called: "Arc(TM) Graphics" and "Arc(TM) 140V GPU" are, "Arc(TM) B580 Graphics" isn't.
 _INTEGRATED = re.compile(r"Arc\(TM\) (Pro )?(Graphics|\w+ GPU)|Iris\(R\) Xe Graphics|UHD Graphics|Intel\(R\) Graphics$")
+# Their PCI ids from Rocket Lake to Wildcat Lake (Linux, include/drm/intel/pciids.h). A driver that doesn't know a name
+# for its GPU, discrete or not, says "Intel(R) Graphics [0x64a0]" with it.
+_INTEGRATED_IDS = re.compile(r"(46|4c|64|7d|9a|a7|b0)..|b640|fd8.")
+_BRACKETED_ID = re.compile(r"\[0x([0-9a-f]{4})\]", re.IGNORECASE)
 _XE_HPC_OR_XE2 = re.compile(r"12\.6[01]\.|[2-9]\d\.")  # versions of the graphics IP
 
 # What Ultralytics itself understands: these requests are handed on as they are.
@@ -90,13 +109,14 @@ class DeviceInfo:
         """Return the bytes that are free on the device, or None where the driver can't tell.
 
         Integrated GPUs, and some discrete ones in containers, raise "doesn't support querying the available free
-        memory" (pytorch#159728, ComfyUI#9024); torch before 2.6 has no such query.
+        memory" (pytorch#159728, ComfyUI#9024); torch before 2.6 has no such query. Where a driver counts nothing as
+        free it can't tell either: idle cards were seen with that (vLLM#49482, #53990).
         """
         query = getattr(torch.xpu, "mem_get_info", None)
         if query is None:
             return None
         try:
-            return int(query(self.index)[0])
+            return int(query(self.index)[0]) or None
         except RuntimeError:
             return None
 
@@ -105,22 +125,22 @@ class DeviceInfo:
 
         An integrated GPU's is the host's, so the host is asked how much of it is free, and keeps a reserve: an eighth
         of its memory, at least 2 GiB, for the data loader's workers and everything else on the machine. The driver
-        isn't asked there: it counts what Linux can reclaim as in use (vLLM#40295).
+        isn't asked there: it counts what Linux can reclaim as in use (vLLM#40295). The same holds for a GPU whose free
+        memory nobody knows and which has more than half of the host's, as an integrated one does.
         """
-        unheld = max(self.total_memory - self.reserved_memory(), 0)
-        if self.integrated:
-            import psutil  # what Ultralytics asks, too
+        free = None if self.integrated else self.free_memory()
+        if free is not None:
+            return Available(free, "free by the driver's count")
+        import psutil  # what Ultralytics asks, too
 
-            host = psutil.virtual_memory()
+        host = psutil.virtual_memory()
+        unheld = max(self.total_memory - self.reserved_memory(), 0)
+        if self.integrated or self.total_memory > host.total // 2:
             least, part = _HOST_RESERVE
             kept = max(least, host.total // part)
             figures = f"{host.available / 2**30:.1f} GiB free on the host, less {kept / 2**30:.1f} GiB kept for it"
             if host.available - kept < unheld:
                 return Available(max(host.available - kept, 0), figures)
-        else:
-            free = self.free_memory()
-            if free is not None:
-                return Available(free, "free by the driver's count")
         return Available(unheld, "the device's memory, less what PyTorch holds")
 
     def can_count_memory(self) -> bool:
@@ -132,9 +152,27 @@ def _is_compiled() -> bool:
     return bool(torch.xpu._is_compiled())
 
 
+def may_be_any() -> bool:
+    """Whether there may be an XPU, asked without initializing one: `count()` tells."""
+    return _is_compiled() and bool(torch.xpu.device_count())
+
+
 def count() -> int:
-    """Return how many XPUs this process sees."""
-    return int(torch.xpu.device_count()) if _is_compiled() else 0
+    """Return how many XPUs this process sees, which initializes them.
+
+    Before, PyTorch counts by another library, which knows nothing of `ONEAPI_DEVICE_SELECTOR` (torch/xpu/__init__.py,
+    `device_count`).
+    """
+    return 0 if not _is_compiled() or _initialization_error() else int(torch.xpu.device_count())
+
+
+def _initialization_error() -> str:
+    """Return the first line of the error in initializing the XPUs, "" where there is none."""
+    try:
+        torch.xpu.init()
+    except Exception as error:  # a RuntimeError, or what calls that were waiting for it raise
+        return (str(error).strip() or repr(error)).splitlines()[0]
+    return ""
 
 
 def info(index: int) -> DeviceInfo:
@@ -156,10 +194,33 @@ def info(index: int) -> DeviceInfo:
         has_fp64=has("has_fp64"),
         has_matrix_units=has("has_subgroup_matrix_multiply_accumulate"),
         has_tf32=has("has_subgroup_matrix_multiply_accumulate_tensor_float32"),
-        integrated=bool(getattr(p, "is_integrated_gpu", _INTEGRATED.search(str(p.name)))),  # torch tells since 2.13
+        integrated=_is_integrated(p),
         driver=str(getattr(p, "driver_version", "unknown")),
         allocation_limit=_allocation_limit(p),
     )
+
+
+def _is_integrated(properties: Any) -> bool:
+    """Whether a GPU is part of the processor, by what PyTorch tells since 2.13, or else its PCI id or its name."""
+    told = getattr(properties, "is_integrated_gpu", None)
+    if told is not None:
+        return bool(told)
+    name = str(properties.name)
+    bracketed = _BRACKETED_ID.search(name)
+    number = getattr(properties, "device_id", None) or int(bracketed[1] if bracketed else "0", 16)
+    return bool(_INTEGRATED_IDS.fullmatch(f"{number:04x}") or _INTEGRATED.search(name))
+
+
+def empty_cache(index: int) -> None:
+    """Give back the memory that PyTorch caches, once the device's work is done.
+
+    Where it was given back before, results that were pending came out as NaN (pytorch#197520: torch 2.14 on Windows).
+
+    Args:
+        index: The XPU that this process computes on.
+    """
+    torch.xpu.synchronize(index)
+    torch.xpu.empty_cache()
 
 
 def _allocation_limit(properties: Any) -> int | None:
@@ -169,11 +230,23 @@ def _allocation_limit(properties: Any) -> int | None:
     Lake). The same generations lack 2D block loads (intel/compute-runtime, compiler_product_helper_before_xe_hpc.inl).
     Seen on an A770 (intel-xpu-backend-for-triton#7477), not on a B70 (compute-runtime#998).
     """
-    lifted = os.environ.get(RELAXED_LIMITS, "").strip()
     newer = _XE_HPC_OR_XE2.match(str(getattr(properties, "version", "")))
-    if (lifted.isdigit() and int(lifted)) or newer or getattr(properties, "has_subgroup_2d_block_io", False):
+    if newer or getattr(properties, "has_subgroup_2d_block_io", False):
         return None
-    return _ALLOCATION_LIMIT
+    return None if _asks_to_lift_limit() and torch_release() >= _LIFTED_SINCE else _ALLOCATION_LIMIT
+
+
+def _asks_to_lift_limit() -> bool:
+    value = os.environ.get(_RELAXED_LIMITS, "").strip()
+    return value.isdigit() and int(value) > 0
+
+
+def limit_of_allocations() -> str:
+    """Say why nothing as large as `DeviceInfo.allocation_limit` can be had, and what lifts the limit, as a sentence."""
+    if torch_release() >= _LIFTED_SINCE:
+        return f"the device refuses more unless {_RELAXED_LIMITS}=1 is set"
+    unset = f", so unset {_RELAXED_LIMITS}, with which results may be wrong" * _asks_to_lift_limit()
+    return f"kernels of PyTorch before 2.8 can't address more{unset}"
 
 
 def available() -> list[DeviceInfo]:
@@ -190,12 +263,19 @@ def why_none() -> Problem | None:
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
             remedy=f"Install an XPU build: `{XPU_WHEELS}`.",
         )
-    masks = {k: os.environ[k] for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)}
+    masks = {k: os.environ[k] for k in _MASKS if os.environ.get(k)}
     if masks:
         shown = ", ".join(f"{k}={v!r}" for k, v in masks.items())
+        example = " (such as level_zero:0, because PyTorch uses no other backend)" * (_SELECTOR in masks)
         return Problem(
             seen=f"PyTorch has XPU support, but sees no XPU with {shown}",
-            remedy=f"Unset {' and '.join(masks)}, or name a device that exists, before Python starts.",
+            remedy=f"Unset {' and '.join(masks)}, or name a device that exists{example}, before Python starts.",
+        )
+    error = _initialization_error()
+    if error and _NO_DEVICES not in error:
+        return Problem(
+            seen=f"PyTorch has XPU support, but initializing the XPU failed: {error.rstrip('.')}",
+            remedy=f"`{_TRIAL}` in a fresh process shows whether PyTorch alone can.",
         )
     if os.name == "nt":
         remedy = "Install or update Intel's graphics driver with the Intel Driver & Support Assistant, then restart."
@@ -238,7 +318,7 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
     text = _canonical(requested)
     cuda = torch.cuda.is_available()
     if text in {"", "none"}:
-        return (_current(),) if count() and (prefer_xpu or not cuda) else None
+        return (_current(),) if (prefer_xpu or not cuda) and count() else None
     if text.startswith("xpu"):
         if not re.fullmatch(r"xpu(:\d+(,\d+)*)?", text):
             raise _unknown(requested)
@@ -258,6 +338,29 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
     if _UPSTREAM_DEVICE.fullmatch(text) or not (prefer_xpu or count()):
         return None
     raise _unknown(requested)
+
+
+def check_collectives(indices: Sequence[int]) -> None:
+    """See that PyTorch can train on several XPUs, before a process is started for each.
+
+    Args:
+        indices: The XPUs of a run.
+
+    Raises:
+        NoXCCLError: There are several, and this PyTorch was built without XCCL, as it was before 2.8 (pytorch#154963),
+            and is on Windows.
+    """
+    has_xccl = getattr(torch.distributed, "is_xccl_available", None)  # unknown before 2.6 or so
+    if len(indices) < 2 or (has_xccl is not None and has_xccl()):
+        return
+    asked = "xpu:" + ",".join(map(str, indices))
+    raise NoXCCLError(
+        f"Asked for {asked}, but this PyTorch ({torch.__version__}) was built without XCCL, by which XPUs train "
+        f"together. XPU builds have it since 2.8, on Linux. Use one device, device='xpu:{indices[0]}', or install "
+        f"a newer PyTorch there: `{XPU_WHEELS} --upgrade`.",
+        requested=asked,
+        seen=describe(),
+    )
 
 
 def _canonical(requested: object) -> str:
@@ -294,7 +397,7 @@ def _checked(requested: object, indices: list[str]) -> tuple[int, ...]:
         )
     wrong = [i for i in named if i >= n] or [int(i) for i in indices if int(i) < -1]
     if wrong or len(indices) > n:
-        masks = [f"{k}={os.environ[k]!r}" for k in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR") if os.environ.get(k)]
+        masks = [f"{k}={os.environ[k]!r}" for k in _MASKS if os.environ.get(k)]
         hint = f", or check {' and '.join(masks)}" if masks else ""
         missing = f"xpu:{wrong[0]}" if wrong else f"{len(indices)} XPUs"
         raise NoSuchXPUError(

@@ -7,6 +7,7 @@
     │   ├── UnknownDeviceError      the device string means nothing to us or to Ultralytics
     │   ├── DuplicateDeviceError    a device was named twice
     │   ├── NoSuchXPUError (also a RuntimeError)   the index is not among the XPUs that this process sees
+    │   ├── NoXCCLError (also a RuntimeError)      several XPUs were asked for, and this PyTorch trains on one
     │   └── NoXPUError (also a RuntimeError)       an XPU was asked for where there is none
     │       └── WrongBuildError (also an AssertionError)   … because this PyTorch was built without XPU support
     ├── RunUnderWayError        another thread of this process trains on an XPU
@@ -28,6 +29,7 @@ __all__ = [
     "DeviceError",
     "DuplicateDeviceError",
     "NoSuchXPUError",
+    "NoXCCLError",
     "NoXPUError",
     "OptionError",
     "OptionValueError",
@@ -86,6 +88,10 @@ class DuplicateDeviceError(DeviceError):
 
 class NoSuchXPUError(DeviceError, RuntimeError):
     """An XPU index that this process doesn't see; a RuntimeError, as PyTorch's own is."""
+
+
+class NoXCCLError(DeviceError, RuntimeError):
+    """Several XPUs were asked for, and this PyTorch has no collectives for them; a RuntimeError, as upstream's is."""
 
 
 class NoXPUError(DeviceError, RuntimeError):

@@ -125,6 +125,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             if self._amp is not None:
                 self.args.amp = self._amp if knows_named_precisions() else self._amp != "fp32"
             return
+        if not self._has_own_process_group():
+            devices.check_collectives(indices)
         options = Options.resolve(declared_options(), self._given, saved.get("options", {}))
         recovery = Recovery(lambda: options[STRICT])
         asking = hooks(options[PLUGINS], recovery)
@@ -133,6 +135,11 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
+
+    def _has_own_process_group(self) -> bool:
+        """Whether a user's class sets up the processes of a DDP run, with a backend of its choice."""
+        owner = next(c for c in type(self).__mro__ if c is not XPUTrainer and "_setup_ddp" in vars(c))
+        return knows_accelerators() and owner.__module__ != _TRAINER_MODULE
 
     def _saved_settings(self) -> dict[str, Any]:
         if not self.resume:

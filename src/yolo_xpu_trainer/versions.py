@@ -1,11 +1,26 @@
-"""What the installed Ultralytics can do, found by probing it rather than by its version's number."""
+"""What the installed Ultralytics can do, found by probing it rather than by its version's number; PyTorch's release."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
-__all__ = ["halves_the_averaged_model", "knows_accelerators", "knows_named_precisions", "needs_accelerators"]
+import torch
+
+__all__ = [
+    "halves_the_averaged_model",
+    "knows_accelerators",
+    "knows_named_precisions",
+    "needs_accelerators",
+    "torch_release",
+]
+
+
+def torch_release() -> tuple[int, int]:
+    """Return the release of PyTorch, such as (2, 14): how its XPU kernels were built can't be probed."""
+    major, minor = re.findall(r"\d+", torch.__version__)[:2]
+    return int(major), int(minor)
 
 
 def knows_accelerators() -> bool:

@@ -155,7 +155,11 @@ def test_on_a_host_without_free_memory_a_batch_is_one_image(
         ("Intel(R) Iris(R) Xe Graphics", True),
         ("Intel(R) UHD Graphics 770", True),
         ("Intel(R) Graphics", True),
-        ("Intel(R) Graphics [0xe20b]", False),
+        ("Intel(R) Graphics [0x64a0]", True),  # Lunar Lake
+        ("Intel(R) Graphics [0x7d67]", True),  # Arrow Lake
+        ("Intel(R) Graphics [0xB080]", True),  # Panther Lake
+        ("Intel(R) Graphics [0xe20b]", False),  # B580
+        ("Intel(R) Graphics [0x56a0]", False),  # A770
         ("Intel(R) Arc(TM) B580 Graphics", False),
         ("Intel(R) Arc(TM) Pro B60 Graphics", False),
         ("Intel(R) Data Center GPU Max 1550", False),
@@ -167,6 +171,45 @@ def test_where_torch_does_not_tell_the_name_tells_an_integrated_gpu(
     old = SimpleNamespace(name=name, total_memory=GIB)
     monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: old)
     assert devices.info(0).integrated is integrated
+
+
+@pytest.mark.parametrize(("device_id", "integrated"), [(0x64A0, True), (0xB640, True), (0xE223, False)])
+def test_where_torch_tells_the_pci_id_it_tells_an_integrated_gpu(
+    xpu: torch.device, monkeypatch: pytest.MonkeyPatch, device_id: int, integrated: bool
+) -> None:
+    old = SimpleNamespace(name="Intel(R) Something", total_memory=GIB, device_id=device_id)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: old)
+    assert devices.info(0).integrated is integrated
+
+
+# Free memory that isn't known
+
+
+@pytest.fixture
+def unknown(small: Small, monkeypatch: pytest.MonkeyPatch) -> devices.DeviceInfo:
+    """A GPU of 8 GiB that nobody knows for an integrated one, and whose driver counts nothing as free."""
+    small("arc-b580", 8 * GIB)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device=None: (0, 8 * GIB))  # vLLM#49482, #53990
+    return devices.info(0)
+
+
+def test_nothing_free_by_the_drivers_count_is_no_figure(unknown: devices.DeviceInfo) -> None:
+    assert unknown.free_memory() is None
+
+
+def test_a_gpu_with_most_of_the_hosts_memory_may_share_it(
+    unknown: devices.DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host(monkeypatch, total=15 * GIB, available=5 * GIB)
+    assert unknown.available_memory().size == 3 * GIB
+    assert "free on the host" in unknown.available_memory().basis
+
+
+def test_a_gpu_with_little_of_the_hosts_memory_is_taken_for_a_discrete_one(
+    unknown: devices.DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host(monkeypatch, total=32 * GIB, available=5 * GIB)
+    assert unknown.available_memory().size == 8 * GIB - unknown.reserved_memory()
 
 
 # The limit of a single allocation
@@ -184,6 +227,21 @@ def test_gpus_before_xe_hpc_and_xe2_have_the_limit(
         for value, lifted in (("1", True), ("0", False), ("", False)):
             monkeypatch.setenv("UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS", value)
             assert devices.info(0).allocation_limit == (None if lifted else limit)
+
+
+@pytest.mark.xpu_profile("arc-a770")
+@pytest.mark.parametrize(("version", "addressable"), [("2.5.1+xpu", 4 * GIB), ("2.7.1+xpu", 4 * GIB), ("2.8.0", None)])
+def test_the_limit_is_lifted_only_where_kernels_address_more(
+    xpu: torch.device, monkeypatch: pytest.MonkeyPatch, version: str, addressable: int | None
+) -> None:
+    # torch-xpu-ops, cmake/BuildFlags.cmake: -cl-intel-greater-than-4GB-buffer-required since release/2.8
+    monkeypatch.setattr(torch, "__version__", version)
+    said = devices.limit_of_allocations()
+    assert ("UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1" in said) == (addressable is None)
+    monkeypatch.setenv("UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS", "1")
+    assert devices.info(0).allocation_limit == addressable
+    if addressable:
+        assert "unset UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS" in devices.limit_of_allocations()
 
 
 LIMIT = 24 * MIB  # the allocator's own segments are of 20

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from ultralytics import YOLO
@@ -106,10 +108,20 @@ def test_validating_and_predicting_go_on_without(
 
 def test_a_model_that_can_be_compiled_is_in_the_mode_asked_for(xpu: torch.device, compiled: list[str]) -> None:
     model = torch.nn.Identity()
-    torch_utils.attempt_compile(model, device=xpu, mode="reduce-overhead")
+    torch_utils.attempt_compile(model, device=xpu, mode="max-autotune-no-cudagraphs")
     torch_utils.attempt_compile(model, device=xpu)
-    assert compiled[0] == "reduce-overhead"
+    assert compiled[0] == "max-autotune-no-cudagraphs"
     assert len(compiled) == 2
+
+
+def test_the_mode_that_only_adds_cuda_graphs_is_the_default_and_said_once(
+    xpu: torch.device, compiled: list[str], log: list[logging.LogRecord]
+) -> None:
+    compiling._say_that_graphs_are_cudas.cache_clear()
+    for _ in range(2):
+        torch_utils.attempt_compile(torch.nn.Identity(), device=xpu, mode="reduce-overhead")
+    assert compiled == ["default", "default"]
+    assert len([r for r in log if "'reduce-overhead' means 'default' here" in r.getMessage()]) == 1
 
 
 # The trial
@@ -119,21 +131,19 @@ def test_a_trial_that_works_finds_nothing() -> None:
     assert trial(CPU) is None  # compiled with g++, as the simulated device is
 
 
-def test_a_missing_compiler_is_named_with_what_installs_it() -> None:
-    import torch._inductor.config as config
-
-    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        found = trial(CPU)
+def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = trial(CPU)
     assert found is not None
     assert "No working C++ compiler found" in found.seen
     assert "sudo apt install g++" in found.remedy
 
 
-def test_a_trial_on_the_simulated_device_fails_cleanly(xpu: torch.device) -> None:
-    found = trial(xpu)
+def test_a_trial_on_the_simulated_device_fails_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPU_SIMULATOR", "arc-b580")
+    found = trial(torch.device("xpu", 0))
     assert found is not None
     assert "riton" in found.seen  # Inductor's own words
-    assert trial(CPU) is None  # it left nothing behind
 
 
 @pytest.mark.parametrize(
@@ -147,31 +157,55 @@ def test_a_trial_on_the_simulated_device_fails_cleanly(xpu: torch.device) -> Non
         ("Triton Error [ZE]: 0x78000011", "TORCHDYNAMO_VERBOSE=1"),
     ],
 )
-def test_what_users_have_met_is_mended_by(text: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(device: torch.device) -> None:
-        raise RuntimeError(f"backend='inductor' raised:\n{text}\n\nand much more")
-
-    monkeypatch.setattr(compiling, "_compile_and_run", fail)
-    found = trial(CPU)
-    assert found is not None
+def test_what_users_have_met_is_mended_by(text: str, remedy: str) -> None:
+    found = compiling._explained(f"RuntimeError: backend='inductor' raised:\n{text}\n\nand much more")
     assert f"(RuntimeError: {text})" in found.seen
     assert remedy in found.remedy
 
 
+def in_the_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let the process of a trial run something else first."""
+    monkeypatch.setattr(compiling, "_CHILD", f"{code}\n{compiling._CHILD}")
+
+
 def test_a_compiler_that_gives_wrong_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, backend: lambda x: function(x) * 2)
+    in_the_child(monkeypatch, "import torch; torch.compile = lambda function, backend: lambda x: function(x) * 2")
     found = trial(CPU)
     assert found is not None
     assert "wrong numbers" in found.seen
 
 
-def test_a_compiler_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = threading.Event()
-    monkeypatch.setattr(compiling, "_compile_and_run", lambda device: end.wait(60))
-    found = trial(CPU, seconds=0.1)
-    end.set()
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are needed")
+def test_a_compiler_that_crashes_does_not_take_the_run_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytorch#159974: a segmentation fault in Triton's launcher
+    crash = "import os, signal; print('launching', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    in_the_child(monkeypatch, crash)
+    found = trial(CPU)
     assert found is not None
-    assert "longer than 0.1 seconds" in found.seen
+    assert "SIGSEGV" in found.seen
+    assert "pip uninstall -y triton" in found.remedy
+    assert "launching" in found.remedy
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="`sleep` is needed")
+def test_a_compiler_that_hangs_is_ended_with_what_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ids = tmp_path / "ids"
+    hang = f"""import os, subprocess, time
+started = subprocess.Popen(["sleep", "60"])
+open({str(ids)!r}, "w").write(f"{{os.getpid()}} {{started.pid}}")
+time.sleep(60)"""
+    in_the_child(monkeypatch, hang)
+    began = time.monotonic()
+    found = trial(CPU, seconds=3)
+    assert time.monotonic() - began < 30
+    assert found is not None
+    assert "longer than 3 seconds" in found.seen
+    for one in ids.read_text().split():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(one))
+            while process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() - began < 30
+                time.sleep(0.05)
 
 
 def test_a_missing_triton_is_found_without_a_trial(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from ultralytics.utils.autobatch import check_train_batch_size
 
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, devices, plugins
+from yolo_xpu_trainer.commands.bench import isolation
 from yolo_xpu_trainer.patches import applied
 from yolo_xpu_trainer.policies.autobatch import autobatch
 from yolo_xpu_trainer.run import Precision, Run
@@ -116,6 +117,22 @@ def test_the_cache_is_emptied_where_it_has_grown_large(trainer: Any, clearings: 
     trainer._clear_memory()
     assert clearings == ["cleared in start"] * 2 + ["start"]
     assert trainer._get_memory() == 0
+
+
+@pytest.mark.parametrize("of", ["a trainer", "a benchmark"])
+def test_pending_work_is_done_before_the_cache_is_emptied(
+    trainer: Any, clearings: list[str], monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    # pytorch#197520: what was pending came out as NaN
+    synchronize = torch.xpu.synchronize
+
+    def wait(device: Any = None) -> None:
+        synchronize(device)
+        clearings.insert(-1, f"waited for {torch.device('xpu', device)}")
+
+    monkeypatch.setattr(torch.xpu, "synchronize", wait)
+    trainer._clear_memory() if of == "a trainer" else isolation.clear(0)
+    assert clearings == ["waited for xpu:0", "cleared in start", "start"]
 
 
 @laptop

@@ -104,6 +104,11 @@ def test_the_mixin_imports_no_policy() -> None:
     assert not {module for module in graph()["trainers"] if module.startswith("policies")}
 
 
+def test_the_cache_is_emptied_by_one_function_which_waits_before() -> None:
+    callers = {path.name for path in PACKAGE.rglob("*.py") if "torch.xpu.empty_cache" in path.read_text("utf-8")}
+    assert callers == {"devices.py"}
+
+
 def test_process_wide_policies_are_a_fixed_tuple_and_all_there_are() -> None:
     declaring = {name for name in built_in() if "PATCHES" in vars(getattr(policies, name, object))}
     in_process = {module.__name__.rpartition(".")[2] for module in activation._SOURCES if "policies" in module.__name__}

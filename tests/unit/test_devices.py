@@ -15,11 +15,12 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import xpu_simulator
-from yolo_xpu_trainer import XPUDetectionTrainer, devices
+from yolo_xpu_trainer import XPUDetectionTrainer, XPUTrainer, devices
 from yolo_xpu_trainer.errors import (
     DeviceError,
     DuplicateDeviceError,
     NoSuchXPUError,
+    NoXCCLError,
     NoXPUError,
     UnknownDeviceError,
     WrongBuildError,
@@ -52,6 +53,27 @@ def wrong_build(xpu: torch.device) -> Iterator[None]:
         patched.setattr(torch.xpu, "_is_compiled", lambda: False)
         patched.setattr(torch.xpu, "device_count", lambda: 0)
         yield
+
+
+@pytest.fixture
+def miscounted(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that lets PyTorch count one XPU more until it is initialized, and see so many from then on.
+
+    torch/xpu/__init__.py, `device_count`: it counts by Sysman before, which ONEAPI_DEVICE_SELECTOR doesn't concern.
+    """
+
+    def let(seen: int) -> None:
+        initialized: list[bool] = []
+
+        def init() -> None:
+            if not seen:
+                raise RuntimeError("No XPU devices are available.")
+            initialized.append(True)
+
+        monkeypatch.setattr(torch.xpu, "init", init)
+        monkeypatch.setattr(torch.xpu, "device_count", lambda: seen if initialized else seen + 1)
+
+    return let
 
 
 @pytest.fixture
@@ -183,6 +205,42 @@ def test_a_plain_run_prefers_cuda_and_else_the_xpu(xpu: torch.device, monkeypatc
     assert devices.resolve(None, prefer_xpu=False) is None
 
 
+# Several XPUs, and a PyTorch whose build has no XCCL: wheels have it since 2.8 (pytorch#154963), on Linux
+
+
+@pytest.fixture(params=["is_xccl_available() is False", "there is no is_xccl_available()"])
+def without_xccl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "False" in request.param:
+        monkeypatch.setattr(torch.distributed, "is_xccl_available", lambda: False)
+    else:
+        monkeypatch.delattr(torch.distributed, "is_xccl_available")
+
+
+@two_xpus
+def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(build: Build, without_xccl: None) -> None:
+    with pytest.raises(NoXCCLError) as caught:
+        build("xpu:0,1", data="does-not-exist.yaml")
+    assert isinstance(caught.value, (DeviceError, RuntimeError))
+    assert "Asked for xpu:0,1" in str(caught.value)
+    assert torch.__version__ in str(caught.value)
+    assert "since 2.8, on Linux" in str(caught.value)
+    assert "https://download.pytorch.org/whl/xpu" in str(caught.value)
+    assert build("xpu:1").device == torch.device("xpu", 1)
+
+
+class Gloo(DetectionTrainer):
+    def _setup_ddp(self, *args: Any) -> None:
+        """Set up the processes with another backend."""
+
+
+class OverGloo(XPUTrainer, Gloo): ...
+
+
+@two_xpus
+def test_a_trainer_that_sets_up_its_processes_itself_is_left_to_it(build: Build, without_xccl: None) -> None:
+    assert build("xpu:0,1", trainer=OverGloo).ddp
+
+
 # Requests that can't be met. They are refused before any data is looked for.
 
 
@@ -286,6 +344,53 @@ def test_an_empty_mask_hides_nothing(build: Build, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ZE_AFFINITY_MASK", "")
     monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "")
     assert "the driver shows no XPU" in str(refused(build, "xpu"))
+
+
+def test_xpus_are_counted_once_they_are_initialized(
+    build: Build, miscounted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "level_zero:0")
+    miscounted(1)
+    assert len(devices.available()) == 1
+    error = refused(build, "xpu:1")
+    assert type(error) is NoSuchXPUError
+    assert "check ONEAPI_DEVICE_SELECTOR='level_zero:0'" in str(error)
+
+
+def test_a_selector_that_leaves_no_xpu_is_explained(
+    miscounted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
+    monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "opencl:cpu")
+    miscounted(0)
+    assert devices.available() == []
+    problem = devices.why_none()
+    assert problem is not None
+    assert "sees no XPU with ONEAPI_DEVICE_SELECTOR='opencl:cpu'" in problem.seen
+    assert "level_zero:0" in problem.remedy
+
+
+def test_an_xpu_that_cannot_be_initialized_is_no_missing_driver(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Cannot re-initialize XPU in forked subprocess. To use XPU with multiprocessing, you must use 'spawn'"
+
+    def init() -> None:
+        raise RuntimeError(text)
+
+    for mask in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"):
+        monkeypatch.delenv(mask, raising=False)
+    monkeypatch.setattr(torch.xpu, "init", init)
+    error = refused(build, "xpu")
+    assert type(error) is NoXPUError
+    assert text in str(error)
+    assert "torch.xpu.init()" in str(error)
+
+
+@pytest.mark.parametrize("asked", ["cpu", torch.device("cpu"), "cuda:0", "mps"], ids=repr)
+def test_another_device_initializes_no_xpu(xpu: torch.device, asked: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.xpu, "init", lambda: pytest.fail("an XPU was initialized"))
+    assert devices.resolve(asked, prefer_xpu=True) is None
+    assert devices.resolve(asked, prefer_xpu=False) is None
+    assert devices.may_be_any()
 
 
 @pytest.mark.parametrize("asked", ["xpu", "xpu:1", torch.device("xpu", 0), "xpu:0,1"], ids=repr)

@@ -66,7 +66,7 @@ def test_laptop_whose_driver_reports_no_free_memory() -> None:
     assert cells(answer, "memory") == ["29.0 GiB"]
     assert "not reported" in cells(answer, "free memory")[0]
     assert cells(answer, "one allocation")[0].startswith(
-        "less than 4 GiB, unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1"
+        "less than 4 GiB: the device refuses more unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1"
     )
     assert cells(answer, "matrix units") == ["no"]
     assert cells(answer, "integrated") == ["yes"]

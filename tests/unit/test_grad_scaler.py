@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import xpu_simulator
 from yolo_xpu_trainer import devices
@@ -138,3 +141,62 @@ def test_a_scaled_loss_is_a_plain_tensor(xpu: torch.device) -> None:
     loss = scaler.scale(torch.ones((), device=xpu, requires_grad=True) * 2)
     assert type(loss) is torch.Tensor
     assert all(type(each) is torch.Tensor for each in scaler.scale([loss, loss]))
+
+
+class NoDoubleFactors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what `AmpUpdateScaleKernelFunctor` needs: it multiplies by doubles (torch-xpu-ops, AmpKernels.cpp)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten._amp_update_scale_:
+            raise RuntimeError("Required aspect fp64 is not supported on the device")
+        return func(*args, **(kwargs or {}))
+
+
+@arc_a770
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_its_scale_grows_and_shrinks_without_kernels_that_multiply_by_doubles(xpu: torch.device, sequence: str) -> None:
+    gradients = SEQUENCES[sequence]
+    with NoDoubleFactors(), xpu_simulator.count() as done:  # type: ignore[no-untyped-call]
+        ours = learn("xpu:0", GradScaler, gradients=gradients)
+    assert_same(ours, learn("cpu", torch.amp.GradScaler, gradients=gradients), rtol=1e-5, atol=1e-6)
+    assert done.float64_kernels == {}
+
+
+@pytest.mark.parametrize("start", [2.0**127, 2.0**-149, 3.0, 1.0])
+@pytest.mark.parametrize(("growth", "backoff"), [(2.0, 0.5), (16.0, 0.25)])
+def test_its_scale_is_pytorchs_bit_for_bit_up_to_the_limits_of_float32(
+    xpu: torch.device, start: float, growth: float, backoff: float
+) -> None:
+    def scales(make: Make, device: str) -> list[dict[str, Any]]:
+        settings = {"init_scale": start, "growth_factor": growth, "backoff_factor": backoff, "growth_interval": 2}
+        scaler = make(device, **settings)
+        scaler.scale(torch.ones((), device=device))
+        found = []
+        for factor in (0.0, 0.0, 0.0, INF, 0.0, 0.0, NAN, INF):
+            parameter = nn.Parameter(torch.ones((), device=device))
+            parameter.grad = torch.ones((), device=device) * factor
+            scaler.step(torch.optim.SGD([parameter], lr=0.1))
+            scaler.update()
+            found.append(scaler.state_dict())
+        return found
+
+    assert scales(GradScaler, "xpu") == scales(torch.amp.GradScaler, "cpu")
+
+
+def test_an_update_of_its_scale_waits_for_nothing(xpu: torch.device) -> None:
+    scaler = GradScaler("xpu")
+    parameter = nn.Parameter(torch.ones(2, device=xpu))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    scaler.scale(parameter.sum()).backward()
+    scaler.step(optimizer)
+    with xpu_simulator.count() as done:
+        scaler.update()
+    assert done.launches
+    assert not sum(done.syncs.values())
+
+
+def test_it_is_copied_and_pickled_with_its_scale(xpu: torch.device) -> None:
+    scaler = GradScaler("xpu", init_scale=512.0)
+    scaler.scale(torch.ones((), device=xpu))
+    for twin in (copy.deepcopy(scaler), pickle.loads(pickle.dumps(scaler))):
+        assert twin.state_dict() == scaler.state_dict()

@@ -54,8 +54,7 @@ def _devices() -> Table:
         return "not reported by the driver" if size is None else f"{size / 2**30:.1f} GiB"
 
     def limit(size: int | None) -> str:
-        lifted = f"unless {devices.RELAXED_LIMITS}=1 is set"
-        return "no limit" if size is None else f"less than {size / 2**30:g} GiB, {lifted}"
+        return "no limit" if size is None else f"less than {size / 2**30:g} GiB: {devices.limit_of_allocations()}"
 
     def amp(device: devices.DeviceInfo) -> str:
         precision = hooks().xpu_precision(device=device, requested=True)

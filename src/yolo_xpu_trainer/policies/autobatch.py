@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..devices import RELAXED_LIMITS
+from ..devices import limit_of_allocations
 from ..hookspecs import hookimpl
 from ..patches import Patch, applied, like, patch, stand_in
 from ..run import Run
@@ -69,7 +69,7 @@ def autobatch(
         if allowed < batch:
             reason = (
                 f"; {batch} would need a single allocation of {device.allocation_limit / 2**30:g} GiB or more, "
-                f"which the device refuses unless {RELAXED_LIMITS}=1 is set"
+                f"and {limit_of_allocations()}"
             )
             batch = max(allowed, 1)
     _LOGGER.info(

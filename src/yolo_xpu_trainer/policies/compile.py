@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import contextvars
+import contextlib
 import functools
 import inspect
 import logging
 import os
 import random
 import re
-import threading
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +24,7 @@ from ..errors import Problem
 from ..hookspecs import hookimpl
 from ..patches import patch
 from ..run import Run
+from ..versions import torch_release
 
 __all__ = ["PATCHES", "problem"]
 
@@ -35,6 +39,8 @@ _COMPILER = (
     else "Install a C++ compiler, `sudo apt install g++`, or name one in the variables CC and CXX."
 )
 _REINSTALL = f"`pip uninstall -y triton triton-xpu pytorch-triton-xpu`, then `{XPU_WHEELS} --force-reinstall`"
+
+_WITH_GRAPHS = "reduce-overhead"  # is the default with CUDA graphs, which Inductor skips on any other device
 
 # What the texts of errors ask for; the first that is found counts.
 _REMEDIES = [
@@ -86,12 +92,23 @@ def attempt_compile(original: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         return original(*args, **kwargs)
     index = torch.xpu.current_device() if device.index is None else device.index
     if (found := problem(index)) is None:
-        return original(*args, **kwargs)
+        if given.arguments["mode"] == _WITH_GRAPHS:
+            _say_that_graphs_are_cudas()
+            given.arguments["mode"] = "default"
+        return original(*given.args, **given.kwargs)
     _LOGGER.warning(f"XPU: the model is not compiled, because torch.compile doesn't work here: {found}")
     return given.arguments["model"]
 
 
 PATCHES = [attempt_compile]
+
+
+@functools.cache
+def _say_that_graphs_are_cudas() -> None:
+    _LOGGER.info(
+        f"XPU: compile={_WITH_GRAPHS!r} means 'default' here: PyTorch records graphs on CUDA devices only "
+        "(torch/_inductor/cudagraph_utils.py)."
+    )
 
 
 @functools.cache
@@ -109,8 +126,7 @@ def problem(index: int) -> Problem | None:
 
 def _old_on_windows() -> Problem | None:
     """Look for a PyTorch that doesn't compile for XPUs on Windows, which it does since 2.7."""
-    release = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if os.name != "nt" or release >= (2, 7):
+    if os.name != "nt" or torch_release() >= (2, 7):
         return None
     seen = f"PyTorch {torch.__version__} compiles nothing for an XPU on Windows; it does since 2.7"
     return Problem(seen, f"Install a newer one: `{XPU_WHEELS} --upgrade`.")
@@ -122,7 +138,9 @@ def _without_triton() -> Problem | None:
         import triton
         from triton.backends import backends
     except Exception as error:  # an AssertionError where it finds no SYCL (intel-xpu-backend-for-triton#2027)
-        return Problem(f"Triton can't be imported ({_shortened(error)})", f"Install it with PyTorch: {_REINSTALL}.")
+        return Problem(
+            f"Triton can't be imported ({_shortened(_text(error))})", f"Install it with PyTorch: {_REINSTALL}."
+        )
     if "intel" in backends:
         return None
     made_for = ", ".join(sorted(backends)) or "no device"
@@ -130,8 +148,15 @@ def _without_triton() -> Problem | None:
     return Problem(seen, f"Install the one that PyTorch's XPU build brings: {_REINSTALL}.")
 
 
+# What the process of a trial runs; PyTorch prints on either stream, so the answer stands behind a mark.
+_MARK = "The trial ended with: "
+_CHILD = f"from {__name__} import report; report()"
+
+
 def trial(device: torch.device, seconds: float = SECONDS) -> Problem | None:
-    """Compile a tiny function and its gradient for a device, run both, and forget them.
+    """Compile a tiny function and its gradient for a device in a process of its own, and run both.
+
+    That process may crash, as with a Triton that doesn't fit (pytorch#159974, #189341), or hang.
 
     Args:
         device: The device.
@@ -140,34 +165,72 @@ def trial(device: torch.device, seconds: float = SECONDS) -> Problem | None:
     Returns:
         What went wrong, None where nothing did.
     """
-    errors: list[Exception] = []
-
-    def attempt() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _CHILD, str(device)]
+    with tempfile.TemporaryFile() as output:  # a pipe would stay open for as long as any process that it starts lives
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
         try:
-            _compile_and_run(device)
-        except Exception as error:  # of whatever type Dynamo, Inductor, Triton or a driver raises
-            errors.append(error)
-
-    settings = contextvars.copy_context()  # Inductor's configuration is a thread's own, in newer PyTorch
-    thread = threading.Thread(target=settings.run, args=(attempt,), daemon=True, name="trial of torch.compile")
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
+            status: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            _end(process)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if status is None:
         seen = f"compiling a tiny function took longer than {seconds:g} seconds"
         return Problem(seen, "Try again when the machine is less busy.")
-    torch._dynamo.reset()
-    if not errors:
+    if status == 0:
         return None
-    text = f"{type(errors[0]).__name__}: {errors[0]}"
-    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text, re.IGNORECASE)), None)
+    _, marked, error = said.rpartition(_MARK)
+    return _explained(error) if marked else _crashed(status, said)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and what compilers it started."""
+    if os.name != "nt":
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def report() -> None:
+    """Try, in the process of a trial, the device that its argument names; say what went wrong, and exit with 1."""
+    try:
+        _compile_and_run(torch.device(sys.argv[1]))
+    except Exception as error:  # of whatever type Dynamo, Inductor, Triton or a driver raises
+        print(f"\n{_MARK}{_text(error)}")
+        raise SystemExit(1) from None
+
+
+def _explained(error: str) -> Problem:
+    """Say what an error, its type and text, means."""
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, error, re.IGNORECASE)), None)
     return Problem(
-        f"compiling a tiny function failed ({_shortened(errors[0])})",
+        f"compiling a tiny function failed ({_shortened(error)})",
         remedy or "TORCHDYNAMO_VERBOSE=1 in the environment shows the whole error.",
     )
 
 
+def _crashed(status: int, said: str) -> Problem:
+    """Say that the process ended without an answer."""
+    try:
+        how = f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        how = f"ended with exit status {status}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = f" Its last line: {lines[-1][:200]}" if lines else ""
+    return Problem(
+        f"the process that compiled a tiny function {how}, as it is where Triton doesn't fit PyTorch or the driver",
+        f"Install what PyTorch's XPU build brings again: {_REINSTALL}.{last}",
+    )
+
+
 def _compile_and_run(device: torch.device) -> None:
-    """Compile for a device, in this thread.
+    """Compile for a device, in this process.
 
     Raises:
         ArithmeticError: It gave wrong numbers.
@@ -190,8 +253,13 @@ def _compile_and_run(device: torch.device) -> None:
             raise ArithmeticError("it gave wrong numbers")
 
 
-def _shortened(error: Exception) -> str:
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _shortened(error: str) -> str:
     """Return an error's type and the first line of its text that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    kind, _, text = error.partition(": ")
+    lines = [line.strip() for line in text.splitlines()]
     said = [line for line in lines if line and not re.fullmatch(r"backend=.* raised:", line)]
-    return ": ".join([type(error).__name__, *said[:1]])[:200]
+    return ": ".join([kind, *said[:1]])[:200]

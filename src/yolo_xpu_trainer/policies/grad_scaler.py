@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,19 +23,26 @@ def xpu_after_setup(trainer: Any) -> None:
 
 
 class _Scale(torch.Tensor):
-    """A scale that answers `.double()` in float32: powers of two, as scales are, have exact reciprocals there."""
+    """A scale that is updated in float32, and answers `.double()` in it: powers of two have exact reciprocals there."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return (_update_scale if func is torch._amp_update_scale_ else func)(*args, **(kwargs or {}))
 
     def double(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
 
 
 class GradScaler(torch.amp.GradScaler):
     """A gradient scaler for devices without float64.
 
-    PyTorch's own takes the reciprocal of its scale in float64, which an Arc A card refuses: "Required aspect fp64 is
-    not supported on the device" (torch-xpu-ops#1742, pytorch#147731). Its state is that of `torch.amp.GradScaler`.
+    PyTorch's own takes the reciprocal of its scale in float64, and its XPU kernel multiplies the scale by factors in
+    float64 (torch-xpu-ops, AmpKernels.cpp). An Arc A card refuses both: "Required aspect fp64 is not supported on the
+    device" (torch-xpu-ops#1742, pytorch#147731). Its state is that of `torch.amp.GradScaler`.
     """
 
     def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
@@ -42,3 +50,22 @@ class GradScaler(torch.amp.GradScaler):
         self._scale: torch.Tensor | None
         if self._scale is not None:
             self._scale = self._scale.as_subclass(_Scale)  # type: ignore[no-untyped-call]
+
+
+def _update_scale(
+    scale: torch.Tensor,
+    growth_tracker: torch.Tensor,
+    found_inf: torch.Tensor,
+    growth_factor: float,
+    backoff_factor: float,
+    growth_interval: int,
+) -> torch.Tensor:
+    """Do what `torch._amp_update_scale_` does, in float32 and without a sync."""
+    skipped = found_inf != 0
+    growth_tracker.add_(1)
+    grown = scale * growth_factor
+    due = growth_tracker == growth_interval
+    kept = torch.where(due & grown.isfinite(), grown, scale)
+    scale.copy_(torch.where(skipped, scale * backoff_factor, kept))
+    growth_tracker.masked_fill_(skipped | due, 0)
+    return scale

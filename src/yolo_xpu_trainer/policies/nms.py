@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,26 +24,68 @@ def xpu_options() -> list[Option[bool]]:
     return [FAST_NMS]
 
 
-@functools.cache
-def xpu_kernel_agrees() -> bool:
-    """Whether torchvision has a kernel for XPUs here, which gives on a probe what its CPU kernel gives.
+MANY = 1024
+"""Candidates of an image from which the device may be the cheaper place: the host compares each with each."""
 
-    The XPU builds of PyTorch register one since 2.4, with the first operation on an XPU (torch-xpu-ops#1403).
+_GAIN = 2  # how much faster the XPU's kernel must be, because around it the host waits several times for each image
+
+
+@functools.cache
+def xpu_kernel_is_faster() -> bool:
+    """Whether torchvision's kernel for XPUs is right here, and clearly faster than a copy and its CPU kernel."""
+    boxes, scores = _probe(2 * MANY)
+    if not _agrees(boxes, scores):
+        return False
+    on_xpu = boxes.to("xpu"), scores.to("xpu")
+    return _seconds(_suppressed, *on_xpu) * _GAIN < _seconds(_suppressed_on_host, *on_xpu)
+
+
+def _probe(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return boxes that overlap here and there, and their scores, with ties."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(n, 2, generator=generator) * 640
+    boxes = torch.cat((corners, corners + 4 + 28 * torch.rand(n, 2, generator=generator)), 1)
+    return boxes, (torch.rand(n, generator=generator) * 256).round() / 256
+
+
+def _agrees(boxes: torch.Tensor, scores: torch.Tensor) -> bool:
+    """Whether there is a kernel for XPUs that keeps the boxes that the CPU keeps, in their order.
+
+    XPU builds of PyTorch register it when it is first called (torch-xpu-ops, XPUFallback.cpp), so nothing less tells.
     """
+    try:
+        kept = _suppressed(boxes.to("xpu"), scores.to("xpu")).cpu()
+    except (NotImplementedError, RuntimeError) as error:
+        if "DEVICE_LOST" in str(error):
+            raise
+        return False
+    return torch.equal(kept, _suppressed(boxes, scores))
+
+
+def _suppressed(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float = 0.5) -> torch.Tensor:
+    """Return the indices that torchvision's kernel for the boxes' device keeps."""
     import torchvision
 
-    torch.zeros(1, device="xpu")
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "XPU"):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(256, 2, generator=generator) * 64
-    boxes = torch.cat((corners, corners + 4 + 28 * torch.rand(256, 2, generator=generator)), 1)
-    scores = torch.rand(256, generator=generator)
-    try:
-        kept = torchvision.ops.nms(boxes.to("xpu"), scores.to("xpu"), 0.5).cpu()
-    except (NotImplementedError, RuntimeError):
-        return False
-    return torch.equal(kept, torchvision.ops.nms(boxes, scores, 0.5))
+    return torchvision.ops.nms(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
+
+
+def _suppressed_on_host(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float = 0.5) -> torch.Tensor:
+    """Return the indices that its CPU kernel keeps, on the boxes' device."""
+    both = torch.cat((boxes, scores[:, None]), 1).cpu()
+    return _suppressed(both[:, :4], both[:, 4], iou_threshold).to(boxes.device)
+
+
+def _seconds(suppress: Callable[..., torch.Tensor], boxes: torch.Tensor, scores: torch.Tensor) -> float:
+    """Return the least time that a function takes of three, after one that isn't timed."""
+    suppress(boxes, scores)
+    times = []
+    for _ in range(3):
+        torch.xpu.synchronize(boxes.device)
+        began = time.perf_counter()
+        suppress(boxes, scores)
+        torch.xpu.synchronize(boxes.device)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 @patch(
@@ -53,15 +96,11 @@ def xpu_kernel_agrees() -> bool:
 def torch_nms(
     original: Callable[..., Any], boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float
 ) -> torch.Tensor:
-    """Suppress by torchvision's kernel, on the XPU where it can be had."""
+    """Suppress by torchvision's kernel, on the XPU where that is the faster one."""
     if boxes.device.type != "xpu" or not FAST_NMS.current():
         return original(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
-    import torchvision
-
-    if xpu_kernel_agrees():
-        return torchvision.ops.nms(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
-    both = torch.cat((boxes, scores[:, None]), 1).cpu()
-    return torchvision.ops.nms(both[:, :4], both[:, 4], iou_threshold).to(boxes.device)  # type: ignore[no-any-return]
+    on_xpu = len(boxes) >= MANY and xpu_kernel_is_faster()
+    return (_suppressed if on_xpu else _suppressed_on_host)(boxes, scores, iou_threshold)
 
 
 def _refuses_xpu(original: Callable[..., Any]) -> bool:
@@ -76,20 +115,22 @@ def _refuses_xpu(original: Callable[..., Any]) -> bool:
     optional=True,
 )
 def non_max_suppression(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Suppress on the host, of each image only what may be kept, where there is no kernel for it on the XPU."""
+    """Suppress on the host, of each image only what may be kept; on the XPU where that is much, and faster there."""
     call = inspect.signature(original).bind(*args, **kwargs)
     call.apply_defaults()
     asked = call.arguments
     prediction = asked["prediction"]
     prediction = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
     decoded = prediction.shape[-1] == 6 or asked.get("end2end")
-    if prediction.device.type != "xpu" or decoded or not FAST_NMS.current() or xpu_kernel_agrees():
+    if prediction.device.type != "xpu" or decoded or not FAST_NMS.current():
         return original(*args, **kwargs)
     import torchvision  # noqa: F401 - Ultralytics takes its CPU kernel if it is imported
 
     classes = asked.get("nc") or prediction.shape[1] - 4
     candidate = prediction[:, 4 : 4 + classes].amax(1) > asked["conf_thres"]
     max_per_image = int(candidate.sum(1).max())
+    if max_per_image >= MANY and xpu_kernel_is_faster():
+        return original(*args, **kwargs)  # which calls the other function of ours
     # Candidates first, in their order; never six columns, which Ultralytics takes for boxes that are decoded already.
     index = candidate.sort(dim=1, descending=True, stable=True).indices[:, : max(max_per_image, 7)]
     rows = prediction.gather(2, index[:, None].expand(-1, prediction.shape[1], -1))

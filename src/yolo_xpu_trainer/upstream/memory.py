@@ -6,8 +6,6 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from .. import devices
 from ..patches import patch
 from ..plugins import hooks
@@ -43,7 +41,7 @@ def clear_memory(original: Callable[..., Any], self: Any, threshold: float | Non
     used, total = _used(self)
     if threshold is None or used / total > threshold:
         gc.collect()
-        torch.xpu.empty_cache()
+        devices.empty_cache(self.device.index or 0)
     return None
 
 

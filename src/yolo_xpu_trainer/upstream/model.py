@@ -59,7 +59,7 @@ def named_trainer(name: str, upstream: type) -> type:
 def smart_load(original: Callable[..., Any], self: Any, key: str) -> Any:
     """Return what Ultralytics would use, or our trainer for it where there is an XPU to train on."""
     found = original(self, key)
-    if key != "trainer" or not isinstance(found, type) or not devices.count():
+    if key != "trainer" or not isinstance(found, type) or not devices.may_be_any():
         return found
     ours = trainers_for(found).get("xpu")
     return functools.partial(_made_automatically, ours, dict(Options.in_scope())) if ours else found

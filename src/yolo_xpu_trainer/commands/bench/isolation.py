@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ... import devices
 from ...activation import process_patches
 from ...patches import Patch, applied
 
@@ -105,7 +106,7 @@ def clear(index: int | None) -> None:
     gc.collect()
     if index is None:
         return
-    torch.xpu.empty_cache()
+    devices.empty_cache(index)
     if hasattr(torch.xpu, "reset_peak_memory_stats"):
         torch.xpu.reset_peak_memory_stats(index)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ...devices import empty_cache
 from .layout import of, train_in, train_in_nchw
 from .own_code import KNOWN
 from .restoring import exact, restored, same_random_numbers
@@ -83,7 +84,7 @@ def _problem(model: torch.nn.Module, batch: Any) -> str:
     finally:
         torch.clear_autocast_cache()
         if images.device.type == "xpu":
-            torch.xpu.empty_cache()
+            empty_cache(images.device.index)
 
 
 def _compared(model: torch.nn.Module, batch: dict[str, Any]) -> str:
