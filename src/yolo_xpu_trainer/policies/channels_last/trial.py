@@ -28,7 +28,8 @@ class Trial:
 
     As a hook of the trained model it gets the batch as the model does. Loss, gradients and predictions are computed in
     either layout, in float32, on the model itself, because a copy would take its memory again. What that changes in the
-    model and in random generators is put back. What code notes elsewhere, such as a count outside of the model, is not.
+    model and in random generators is put back, and what users' code collects in objects that it refers to. What it
+    notes elsewhere, such as in a file, is not.
 
     Args:
         trainer: The trainer.
@@ -141,7 +142,7 @@ def _compute(model: torch.nn.Module, batch: dict[str, Any], memory_format: torch
     with torch.no_grad():
         predicted = [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, torch.Tensor)]
     floats = [leaf.float() for leaf in predicted if leaf.is_floating_point() and leaf.numel()]
-    return _Result(float(loss), gradients, _norms(floats))
+    return _Result(float(loss.detach()), gradients, _norms(floats))
 
 
 def _norms(tensors: list[torch.Tensor]) -> list[float]:
