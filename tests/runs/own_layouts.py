@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -217,3 +218,58 @@ class OwnLoss(DetectionModel):
         total, items = super().loss(batch, preds)
         images = batch["img"].view(len(batch["img"]), -1)
         return total * (1 + images.mean()), items
+
+
+# Where hooks collect what layers give, as distillation does
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.outputs: list[torch.Tensor] = []
+
+    def note(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        self.outputs.append(output)
+
+
+class Distillation:
+    def __init__(self) -> None:
+        self.student = Collector()
+
+
+COLLECTOR = Collector()
+
+
+def note_globally(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    COLLECTOR.outputs.append(output)
+
+
+def in_a_closure() -> tuple[Any, list[torch.Tensor]]:
+    collected: list[torch.Tensor] = []
+
+    def note(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        collected.append(output)
+
+    return note, collected
+
+
+def in_an_object() -> tuple[Any, list[torch.Tensor]]:
+    collector = Collector()
+    return collector.note, collector.outputs
+
+
+def in_a_global() -> tuple[Any, list[torch.Tensor]]:
+    COLLECTOR.outputs.clear()
+    return note_globally, COLLECTOR.outputs
+
+
+def behind_a_function() -> tuple[Any, list[torch.Tensor]]:
+    distillation = Distillation()
+
+    def keep(output: torch.Tensor) -> None:
+        distillation.student.outputs.append(output)
+
+    return functools.partial(_keep_by, keep), distillation.student.outputs
+
+
+def _keep_by(keep: Any, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    keep(output)

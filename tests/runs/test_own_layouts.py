@@ -184,6 +184,26 @@ def test_a_hook_of_the_second_epoch_is_tried_and_the_average_goes_on(
     assert averages[0] != averages[1]
 
 
+@pytest.mark.parametrize("place", [own.in_a_closure, own.in_an_object, own.in_a_global, own.behind_a_function])
+def test_what_a_hook_collects_is_as_if_it_had_not_been_tried(
+    train: Train, place: Callable[[], tuple[Any, list[torch.Tensor]]]
+) -> None:
+    hook, collected = place()
+    counts: list[int] = []
+
+    def hang(trainer: Any) -> None:
+        trainer.model.model[2].register_forward_hook(hook)
+
+    def count(trainer: Any) -> None:
+        counts.append(len(collected))
+        collected.clear()
+
+    callbacks = {"on_train_start": hang, "on_train_batch_end": count}
+    _, trainer = losses(train, lambda model: None, callbacks=callbacks)
+    assert layouts(trainer) == {True}
+    assert counts == [1, 1]
+
+
 def view_of(layer: Any, x: torch.Tensor) -> torch.Tensor:
     out = type(layer).forward(layer, x)
     return out.view(len(out), -1).view(out.shape)

@@ -34,7 +34,8 @@ class Trial:
 
     As a hook of the trained model it gets the batch as the model does. Loss, gradients and predictions are computed in
     either layout, in float32, on the model itself, because a copy would take its memory again. What that changes in the
-    model and in random generators is put back. What code notes elsewhere, such as a count outside of the model, is not.
+    model and in random generators is put back, and what users' code collects in objects that it refers to. What it
+    notes elsewhere, such as in a file, is not.
 
     Args:
         trainer: The trainer.
