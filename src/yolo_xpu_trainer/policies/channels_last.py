@@ -45,6 +45,9 @@ _OUT_OF_MEMORY = r"out of memory|OUT_OF_(RESOURCES|\w*MEMORY)"
 LIMIT = 1e-3
 """Relative difference between the layouts, in float32, at which something else is computed and not just rounded."""
 
+_STRIDE = 32  # Ultralytics takes no less for a model's, and that of a classifier's layers is that, whatever it says
+_OLDER_SCALE = 0.5
+
 CHANNELS_LAST = Option(
     "channels_last",
     True,
@@ -130,6 +133,12 @@ def xpu_prepare_model(trainer: Any) -> None:
     mixed precision run it before.
     """
     layout = _of(trainer)
+    if layout.wanted and (sides := _smallest_sides(trainer)):
+        layout.wanted = False
+        _LOGGER.info(
+            f"XPU: training in NCHW, because images of {sides} pixels become feature maps of one, for which XPUs were "
+            "seen to compute wrong gradients in channels_last (torch-xpu-ops#4756)."
+        )
     if layout.wanted and not _own_code(trainer.model):
         _lay_out(trainer.model)
         layout.model = trainer.model
@@ -198,6 +207,21 @@ def _unwrapped(model: Any) -> Any:
             break
         model = inner
     return model
+
+
+def _smallest_sides(trainer: Any) -> int:
+    """Return the sides of the smallest images of a run, where their deepest feature maps have one pixel, else 0.
+
+    There one operand of a convolution alone tells the layout, and the XPU's gradients take one for the other
+    (torch-xpu-ops#4756, open in torch 2.14 as pytorch#190773).
+    """
+    stride = max(int(max(getattr(trainer.model, "stride", [0]))), _STRIDE)
+    size = trainer.args.imgsz
+    size = max(size) if isinstance(size, (list, tuple)) else int(size)
+    scale = getattr(trainer.args, "multi_scale", 0) or 0
+    scale = _OLDER_SCALE if scale is True else scale  # a switch before 8.4.0 or so
+    smallest = max(int(-(-size // stride) * stride * (1 - scale)) // stride, 1) * stride
+    return smallest if smallest == stride else 0
 
 
 # Layouts of weights
