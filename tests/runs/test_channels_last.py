@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from yolo_xpu_trainer.policies import channels_last
 
 from ..conftest import Train, TrainingData
 
@@ -61,7 +64,7 @@ def test_images_reach_the_model_laid_out_as_it_is(xpu: Any, train: Train, channe
             seen.add((in_channels_last(inputs[0]), inputs[0].dtype))
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
-    train(imgsz=64, val=False, xpu_channels_last=channels_last, multi_scale=0.5)
+    train(imgsz=128, val=False, xpu_channels_last=channels_last, multi_scale=0.5)
     hook.remove()
     assert seen == {(channels_last, torch.float32)}
 
@@ -142,3 +145,58 @@ def test_an_optimizer_that_cant_makes_the_run_go_on_in_nchw(
         patch.setattr(muon, "muon_update", flattens)
         assert look(train, "on_pretrain_routine_end", layouts, optimizer="MuSGD") == {False}
     assert any("MuSGD can't work in channels_last" in record.getMessage() for record in log)
+
+
+# Feature maps of one pixel, for which channels_last was seen to give wrong gradients (torch-xpu-ops#4756)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "expected"),
+    [
+        ("classify", {"imgsz": 32, "batch": 3}, False),
+        ("classify", {"imgsz": 64}, True),
+        ("detect", {"imgsz": 32}, False),
+        ("detect", {"imgsz": 40}, True),  # which Ultralytics makes 64
+        ("detect", {"imgsz": 64, "multi_scale": 0.5}, False),
+        ("detect", {"imgsz": 128, "multi_scale": 0.5}, True),
+    ],
+)
+def test_a_run_whose_deepest_maps_have_one_pixel_is_trained_in_nchw(
+    xpu: Any, train: Train, log: list[logging.LogRecord], task: str, arguments: dict[str, Any], expected: bool
+) -> None:
+    def layouts(trainer: Any) -> set[bool]:
+        return {in_channels_last(w) for w in spatial([*trainer.model.parameters(), *trainer.ema.ema.parameters()])}
+
+    assert look(train, "on_train_start", layouts, task=task, **arguments) == {expected}
+    said = [record for record in log if "feature maps of one" in record.getMessage()]
+    assert len(said) == (0 if expected else 1)
+
+
+def test_its_losses_are_then_those_of_nchw(xpu: Any, train: Train) -> None:
+    def losses(**arguments: Any) -> list[float]:
+        seen: list[float] = []
+        note = {"on_train_batch_end": lambda trainer: seen.append(float(trainer.loss))}
+        train("classify", callbacks=note, imgsz=32, batch=3, amp=False, val=False, **arguments)
+        return seen
+
+    assert losses() == losses(xpu_channels_last=False)
+
+
+@pytest.mark.parametrize(
+    ("stride", "imgsz", "multi_scale", "smallest"),
+    [
+        ([8, 16, 32], 32, 0.0, 32),
+        ([8, 16, 32], 64, 0, 0),
+        ([8, 16, 32], 64, True, 32),
+        ([8, 16, 32], 640, True, 0),
+        ([8, 16, 32], [96], 0.9, 32),
+        ([8, 16, 32, 64], 64, None, 64),
+        ([1], 28, 0.0, 32),
+    ],
+)
+def test_the_smallest_images_are_those_of_multi_scale(
+    stride: list[int], imgsz: Any, multi_scale: Any, smallest: int
+) -> None:
+    args = SimpleNamespace(imgsz=imgsz, multi_scale=multi_scale)
+    trainer = SimpleNamespace(model=SimpleNamespace(stride=torch.tensor(stride)), args=args)
+    assert channels_last._smallest_sides(trainer) == smallest

@@ -66,9 +66,29 @@ def test_kernels_are_kept_where_that_is_safe_and_the_user_says_nothing(
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)
     monkeypatch.setattr(torch.version, "xpu", runtime, raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     monkeypatch.setattr(torch.xpu, "_is_compiled", lambda: compiled)
     kernel_cache.keep()
     assert os.environ.get(VARIABLE) == after
+
+
+@pytest.mark.parametrize("runtime", ["20250001", "20260000"])
+@pytest.mark.parametrize(
+    ("value", "compiled", "after"), [(None, True, "8192"), ("100", True, "100"), (None, False, None)]
+)
+def test_onednn_keeps_more_primitives_where_the_user_says_nothing(
+    value: str | None, compiled: bool, after: str | None, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    for variable in (name, VARIABLE):
+        monkeypatch.setenv(variable, "")  # for it to be put back
+        monkeypatch.delenv(variable)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "xpu", runtime, raising=False)
+    monkeypatch.setattr(torch.xpu, "_is_compiled", lambda: compiled)
+    kernel_cache.keep()
+    assert os.environ.get(name) == after
 
 
 @pytest.mark.parametrize(("plugins", "found"), [("*", "1"), ("-kernel_cache", None), ("", "1")])

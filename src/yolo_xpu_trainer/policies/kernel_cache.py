@@ -1,9 +1,13 @@
-"""SYCL's cache of kernels between processes: on where that is safe, and warned of where it may crash.
+"""Compiled kernels are kept: by oneDNN within a process, by SYCL between processes where that is safe.
 
 `SYCL_CACHE_PERSISTENT=1` spares a process the compilation of kernels that another one had before. With SYCL runtimes
 from 2025.3 on it was seen to end processes with a segmentation fault, in reading (llama.cpp#22053) and in writing
 (intel/llvm#22853); one place is `torch.topk` of PyTorch 2.13 (sglang#34567), by which targets are assigned in every
 step. There it is left as it is: off, unless the user has it on.
+
+oneDNN compiles each convolution anew for each shape, type and layout, forwards and twice backwards, and keeps 1024 in a
+process. That is four shapes of a batch to a YOLO11n of 81 convolutions: with `multi_scale`, or batches of their own
+shapes in validation, it would compile in every epoch.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ _LOGGER = logging.getLogger("ultralytics")
 
 _NAME = __name__.rpartition(".")[2]
 VARIABLE = "SYCL_CACHE_PERSISTENT"
+ONEDNN_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+_PRIMITIVES = "8192"
 _FIRST_THAT_CRASHES = "20250300"  # no end to it is known
 
 
@@ -39,8 +45,11 @@ def may_crash() -> bool:
 
 
 def keep() -> None:
-    """Switch the cache on where the user says nothing and it is safe; SYCL reads the variable when it is first used."""
-    if torch.xpu._is_compiled() and not may_crash() and not is_blocked(_NAME):
+    """Set what the user doesn't, before SYCL and oneDNN read it: when they are first used."""
+    if not torch.xpu._is_compiled() or is_blocked(_NAME):
+        return
+    os.environ.setdefault(ONEDNN_VARIABLE, _PRIMITIVES)
+    if not may_crash():
         os.environ.setdefault(VARIABLE, "1")
 
 

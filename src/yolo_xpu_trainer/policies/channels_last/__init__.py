@@ -10,6 +10,7 @@ something else, the run stays in NCHW.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,10 @@ from .trial import Trial
 from .weights import lay_out, unwrapped
 
 __all__ = ["PATCHES"]
+
+_LOGGER = logging.getLogger("ultralytics")
+_STRIDE = 32  # Ultralytics takes no less for a model's, and that of a classifier's layers is that, whatever it says
+_OLDER_SCALE = 0.5
 
 CHANNELS_LAST = Option(
     "channels_last",
@@ -92,6 +97,12 @@ def xpu_prepare_model(trainer: Any) -> None:
     mixed precision run it before.
     """
     layout = of(trainer)
+    if layout.wanted and (sides := _smallest_sides(trainer)):
+        layout.wanted = False
+        _LOGGER.info(
+            f"XPU: training in NCHW, because images of {sides} pixels become feature maps of one, for which XPUs were "
+            "seen to compute wrong gradients in channels_last (torch-xpu-ops#4756)."
+        )
     if layout.wanted and not own_code(trainer.model):
         lay_out(trainer.model)
         layout.model = trainer.model
@@ -160,6 +171,21 @@ def init(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
 
 
 PATCHES = [init]
+
+
+def _smallest_sides(trainer: Any) -> int:
+    """Return the sides of the smallest images of a run, where their deepest feature maps have one pixel, else 0.
+
+    There one operand of a convolution alone tells the layout, and the XPU's gradients take one for the other
+    (torch-xpu-ops#4756, open in torch 2.14 as pytorch#190773).
+    """
+    stride = max(int(max(getattr(trainer.model, "stride", [0]))), _STRIDE)
+    size = trainer.args.imgsz
+    size = max(size) if isinstance(size, (list, tuple)) else int(size)
+    scale = getattr(trainer.args, "multi_scale", 0) or 0
+    scale = _OLDER_SCALE if scale is True else scale  # a switch before 8.4.0 or so
+    smallest = max(int(-(-size // stride) * stride * (1 - scale)) // stride, 1) * stride
+    return smallest if smallest == stride else 0
 
 
 def _is_xpu(device: Any) -> bool:
