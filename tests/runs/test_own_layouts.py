@@ -49,7 +49,11 @@ def losses(train: Train, change: Callable[[Any], Any], plain: bool = False, **ar
     if not plain:
         arguments.setdefault("xpu_fused_optimizer", False)
     trainer = train(
-        trainer=with_model(change, plain), plain=plain, device="xpu:0", callbacks=callbacks, **{**AS_PLAIN, **arguments}
+        trainer=with_model(change, plain),
+        plain=plain,
+        device="xpu:0",
+        callbacks=callbacks,
+        **{"imgsz": 64, **AS_PLAIN, **arguments},
     )
     return seen, trainer
 
