@@ -15,6 +15,7 @@ import functools
 import importlib
 import inspect
 import logging
+import os
 import random
 import re
 import traceback
@@ -34,6 +35,7 @@ from ..hookspecs import hookimpl
 from ..options import Option, Options
 from ..patches import patch
 from ..run import Run, StashKey
+from ..versions import torch_release
 
 __all__ = ["PATCHES"]
 
@@ -48,10 +50,20 @@ LIMIT = 1e-3
 _STRIDE = 32  # Ultralytics takes no less for a model's, and that of a classifier's layers is that, whatever it says
 _OLDER_SCALE = 0.5
 
+
+def _by_default() -> bool:
+    """Whether channels_last is the default: before 2.7 its kernels of batch normalization are slow.
+
+    Source: torch-xpu-ops#1317, #1327.
+    """
+    return torch_release() >= (2, 7)
+
+
 CHANNELS_LAST = Option(
     "channels_last",
     True,
-    "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well",
+    "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well; "
+    "`False` by default before PyTorch 2.7",
     modes="all",
 )
 
@@ -89,7 +101,8 @@ def xpu_configure(trainer: Any) -> None:
     """Decide, by the option and by Ultralytics' own argument, of which True makes it warn that only CUDA can."""
     run: Run = trainer.xpu
     argument = getattr(trainer.args, "channels_last", None)
-    run.stash[_LAYOUT] = _Layout(run.options[CHANNELS_LAST] and argument is not False)
+    asked = run.options[CHANNELS_LAST] if run.options.is_given(CHANNELS_LAST) else argument or _by_default()
+    run.stash[_LAYOUT] = _Layout(asked and argument is not False)
     if argument:
         trainer.args.channels_last = None
 
@@ -97,7 +110,10 @@ def xpu_configure(trainer: Any) -> None:
 @hookimpl
 def xpu_report(trainer: Any) -> str:
     """Say which memory format the run has."""
-    return "channels_last memory format" if _of(trainer).wanted else "NCHW memory format as requested"
+    if _of(trainer).wanted:
+        return "channels_last memory format"
+    requested = trainer.xpu.options.is_given(CHANNELS_LAST) or _by_default()
+    return "NCHW memory format " + ("as requested" if requested else f"on PyTorch {torch.__version__}")
 
 
 @hookimpl
@@ -179,7 +195,7 @@ def init(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
         kwargs["channels_last"] = None  # True makes it warn that an XPU can't
     original(self, *args, **kwargs)
     model = getattr(getattr(self, "backend", self), "model", None)
-    if isinstance(model, torch.nn.Module) and asked is not False and CHANNELS_LAST.current():
+    if isinstance(model, torch.nn.Module) and _wanted_now(asked):
         weight = next(model.parameters(), None)
         if weight is not None and _is_xpu(weight.device) and not _own_code(model):
             _lay_out(model)
@@ -191,6 +207,12 @@ PATCHES = [init]
 def _of(trainer: Any) -> _Layout:
     run: Run = trainer.xpu
     return run.stash[_LAYOUT]
+
+
+def _wanted_now(argument: bool | None) -> bool:
+    """Whether the call in progress, which may be of no run, wants channels_last, with Ultralytics' own argument."""
+    given = CHANNELS_LAST.name in Options.in_scope() or CHANNELS_LAST.variable in os.environ
+    return argument is not False and (CHANNELS_LAST.current() if given else argument or _by_default())
 
 
 def _is_xpu(device: Any) -> bool:
