@@ -16,7 +16,7 @@ from ..training import trainer_of
 from . import own_layouts as own
 from .test_channels_last import in_channels_last, spatial
 
-AS_PLAIN = {"optimizer": "AdamW", "amp": False, "seed": 1}
+AS_PLAIN = {"optimizer": "AdamW", "amp": False, "seed": 1, "imgsz": 64}
 REASON = "training in NCHW, which is slower, because"
 
 
@@ -49,7 +49,7 @@ def losses(train: Train, change: Callable[[Any], Any], plain: bool = False, **ar
     if not plain:
         arguments.setdefault("xpu_fused_optimizer", False)
     trainer = train(
-        trainer=with_model(change, plain), plain=plain, device="xpu:0", callbacks=callbacks, **AS_PLAIN, **arguments
+        trainer=with_model(change, plain), plain=plain, device="xpu:0", callbacks=callbacks, **{**AS_PLAIN, **arguments}
     )
     return seen, trainer
 
@@ -84,8 +84,8 @@ def layouts(trainer: Any) -> set[bool]:
 def test_a_module_that_works_in_either_layout_is_trained_in_channels_last(
     train: Train, log: list[logging.LogRecord], kind: type
 ) -> None:
-    expected, _ = losses(train, around_first(kind), plain=True, imgsz=64)
-    found, trainer = losses(train, around_first(kind), imgsz=64)
+    expected, _ = losses(train, around_first(kind), plain=True)
+    found, trainer = losses(train, around_first(kind))
     assert found == pytest.approx(expected, rel=1e-3)
     assert layouts(trainer) == {True}
     assert not said(log)
@@ -111,8 +111,8 @@ def test_a_module_that_works_in_either_layout_is_trained_in_channels_last(
 def test_a_module_that_needs_nchw_gets_it_and_learns_as_in_plain_ultralytics(
     train: Train, log: list[logging.LogRecord], kind: type, reason: str
 ) -> None:
-    expected, _ = losses(train, around_first(kind), plain=True, imgsz=64)
-    found, trainer = losses(train, around_first(kind), imgsz=64)
+    expected, _ = losses(train, around_first(kind), plain=True)
+    found, trainer = losses(train, around_first(kind))
     assert found == expected
     assert layouts(trainer) == {False}
     assert len(said(log)) == 1
