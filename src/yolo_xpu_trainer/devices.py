@@ -26,6 +26,7 @@ __all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resol
 XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 
+_WSL_DEVICE = "/dev/dxg"  # instead of /dev/dri/renderD*
 _SELECTOR = "ONEAPI_DEVICE_SELECTOR"
 _MASKS = ("ZE_AFFINITY_MASK", _SELECTOR)
 _NO_DEVICES = "No XPU devices are available"  # what PyTorch raises where there is none
@@ -279,6 +280,11 @@ def why_none() -> Problem | None:
         )
     if os.name == "nt":
         remedy = "Install or update Intel's graphics driver with the Intel Driver & Support Assistant, then restart."
+    elif os.path.exists(_WSL_DEVICE):
+        remedy = (
+            "In WSL the GPU is that of Windows: update Intel's graphics driver there, and install Level Zero here "
+            "(`sudo apt install libze1 libze-intel-gpu1`)."
+        )
     else:
         remedy = (
             f"Install Intel's GPU driver ({CLIENT_DRIVERS}), and let this user read /dev/dri/renderD* "

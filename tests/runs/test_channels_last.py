@@ -200,3 +200,49 @@ def test_the_smallest_images_are_those_of_multi_scale(
     args = SimpleNamespace(imgsz=imgsz, multi_scale=multi_scale)
     trainer = SimpleNamespace(model=SimpleNamespace(stride=torch.tensor(stride)), args=args)
     assert channels_last._smallest_sides(trainer) == smallest
+
+
+# PyTorch before 2.7
+
+
+@pytest.mark.parametrize(("version", "expected"), [("2.5.1", False), ("2.6.0+xpu", False), ("2.7.0", True)])
+def test_it_is_the_default_from_pytorch_2_7_on(version: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert channels_last._by_default() is expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({}, False), ({"xpu_channels_last": True}, True), ({"channels_last": True}, True)],
+    ids=str,
+)
+def test_before_it_takes_asking(
+    xpu: Any,
+    train: Train,
+    log: list[logging.LogRecord],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, bool],
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(channels_last, "_by_default", lambda: False)
+
+    def layouts(trainer: Any) -> set[bool]:
+        return {in_channels_last(w) for w in spatial(trainer.model.parameters())}
+
+    assert look(train, "on_train_start", layouts, **arguments) == {expected}
+    told = "channels_last memory format" if expected else f"NCHW memory format on PyTorch {torch.__version__}"
+    assert any(told in record.getMessage() for record in log)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [({}, False), ({"xpu_channels_last": True}, True)], ids=str)
+def test_before_it_takes_asking_in_prediction_as_well(
+    xpu: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, bool], expected: bool
+) -> None:
+    import numpy as np
+    from ultralytics import YOLO
+
+    monkeypatch.setattr(channels_last, "_by_default", lambda: False)
+    model = YOLO("yolo11n.yaml")
+    model.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, device="xpu:0", verbose=False, **arguments)
+    weights = spatial(model.predictor.model.backend.model.parameters())
+    assert {in_channels_last(weight) for weight in weights} == {expected}

@@ -15,6 +15,7 @@ import torch
 
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer.policies import dataloader
 
 from ..conftest import Train, TrainingData
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from ultralytics import YOLO
 from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer.policies import dataloader
 
 pinned = []
 
@@ -147,3 +149,42 @@ def test_a_run_on_the_cpu_keeps_upstreams_loader(train: Train) -> None:
     for plain in (False, True):
         train(plain=plain, device="cpu", callbacks=note)
     assert pinned[0] == pinned[1]
+
+
+# Integrated GPUs share the host's memory, and were seen to be slower with copies that nobody waits for (ComfyUI#9322)
+
+
+@pytest.mark.parametrize(
+    ("profile", "arguments", "blocking", "ahead"),
+    [
+        pytest.param("155h", {}, True, False, marks=pytest.mark.xpu_profile("core-ultra-155h")),
+        pytest.param(
+            "155h",
+            {"xpu_non_blocking": True, "xpu_prefetch": 1},
+            False,
+            True,
+            marks=pytest.mark.xpu_profile("core-ultra-155h"),
+        ),
+        pytest.param("b580", {}, False, True, marks=pytest.mark.xpu_profile("arc-b580")),
+    ],
+)
+def test_batches_are_copied_ahead_and_without_waiting_only_where_the_gpu_has_memory_of_its_own(
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    arguments: dict[str, Any],
+    blocking: bool,
+    ahead: bool,
+) -> None:
+    seen: set[bool] = set()
+    copied = dataloader.to_device
+
+    def to_device(batch: Any, device: Any, *, non_blocking: bool) -> Any:
+        seen.add(not non_blocking)
+        return copied(batch, device, non_blocking=non_blocking)
+
+    monkeypatch.setattr(dataloader, "to_device", to_device)
+    trainer = train(val=False, **arguments)
+    assert seen == {blocking}
+    wanted = [patch.target for patches in trainer.xpu.hooks.xpu_patches(trainer=trainer) for patch in patches]
+    assert ("ultralytics.engine.trainer:enumerate" in wanted) == ahead

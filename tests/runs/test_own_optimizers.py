@@ -106,7 +106,15 @@ def trained(
         "on_train_batch_end": lambda trainer: seen.append(float(trainer.loss.detach())),
         **arguments.pop("callbacks", {}),
     }
-    settings: dict[str, Any] = {"optimizer": "AdamW", "amp": False, "seed": 1, "nbs": 4, "val": False, **arguments}
+    settings: dict[str, Any] = {
+        "optimizer": "AdamW",
+        "amp": False,
+        "seed": 1,
+        "nbs": 4,
+        "val": False,
+        "imgsz": 64,
+        **arguments,
+    }
     return seen, train(trainer=trainer, plain=plain, device="xpu:0", callbacks=callbacks, **settings)
 
 

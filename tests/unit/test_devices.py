@@ -329,6 +329,20 @@ def test_an_xpu_where_there_is_none_is_refused_with_the_driver_to_install(
 
 
 @no_xpu
+def test_in_wsl_the_driver_to_update_is_that_of_windows(
+    xpu: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for mask in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"):
+        monkeypatch.delenv(mask, raising=False)
+    monkeypatch.setattr(devices, "_WSL_DEVICE", str(tmp_path))
+    problem = devices.why_none()
+    assert problem is not None
+    assert "the driver shows no XPU" in problem.seen
+    assert "Windows" in problem.remedy
+    assert "renderD" not in problem.remedy
+
+
+@no_xpu
 @pytest.mark.parametrize("mask", ["ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"])
 def test_a_mask_that_hides_every_xpu_is_named(build: Build, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)

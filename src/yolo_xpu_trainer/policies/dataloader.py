@@ -19,7 +19,8 @@ PIN_MEMORY = Option("pin_memory", True, "batches are loaded into pinned host mem
 NON_BLOCKING = Option(
     "non_blocking",
     True,
-    "batches are copied to the GPU while the host goes on; some integrated GPUs are slower with it (ComfyUI#9322)",
+    "batches are copied to the GPU while the host goes on; `False` by default on an integrated GPU, where it was "
+    "seen to be slower (ComfyUI#9322)",
 )
 
 
@@ -49,8 +50,9 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
 @hookimpl
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
     """Copy a batch's tensors as the switch says; Ultralytics then finds them on the device and leaves them."""
-    options, device = trainer.xpu.options, trainer.device
-    non_blocking = options[NON_BLOCKING]
+    run: Run = trainer.xpu
+    options, device = run.options, trainer.device
+    non_blocking = options[NON_BLOCKING] if options.is_given(NON_BLOCKING) else not run.device.integrated
     small = to_device(batch, device, non_blocking=non_blocking) if options[PIN_MEMORY] else {}
     return {
         k: small[k] if k in small else v.to(device, non_blocking=non_blocking) if isinstance(v, torch.Tensor) else v

@@ -26,7 +26,7 @@ PREFETCH = Option(
     "prefetch",
     1,
     "how many training batches are copied to the GPU ahead of their steps; needs `workers` and torch 2.6; `0` copies "
-    "each in its own step",
+    "each in its own step, the default on an integrated GPU, which shares the host's memory",
 )
 
 
@@ -40,7 +40,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     """Look ahead in whatever training loader there is in an epoch, as Ultralytics' loop goes through it."""
     run: Run = trainer.xpu
     depth = run.options[PREFETCH]
-    if not depth:
+    if not depth or (run.device.integrated and not run.options.is_given(PREFETCH)):
         return []
     if (owner := changes_batches(trainer)) and not run.options.is_given(PREFETCH):
         _LOGGER.info(

@@ -11,6 +11,7 @@ something else, the run stays in NCHW.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from ...hookspecs import hookimpl
 from ...options import Option, Options
 from ...patches import patch
 from ...run import Run
+from ...versions import torch_release
 from .layout import LAYOUT, Layout, of, train_in, train_in_nchw
 from .optimizers import try_optimizer
 from .own_code import named, own_code
@@ -35,10 +37,20 @@ _LOGGER = logging.getLogger("ultralytics")
 _STRIDE = 32  # Ultralytics takes no less for a model's, and that of a classifier's layers is that, whatever it says
 _OLDER_SCALE = 0.5
 
+
+def _by_default() -> bool:
+    """Whether channels_last is the default: before 2.7 its kernels of batch normalization are slow.
+
+    Source: torch-xpu-ops#1317, #1327.
+    """
+    return torch_release() >= (2, 7)
+
+
 CHANNELS_LAST = Option(
     "channels_last",
     True,
-    "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well",
+    "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well; "
+    "`False` by default before PyTorch 2.7",
     modes="all",
 )
 
@@ -53,7 +65,8 @@ def xpu_configure(trainer: Any) -> None:
     """Decide, by the option and by Ultralytics' own argument, of which True makes it warn that only CUDA can."""
     run: Run = trainer.xpu
     argument = getattr(trainer.args, "channels_last", None)
-    run.stash[LAYOUT] = Layout(run.options[CHANNELS_LAST] and argument is not False)
+    asked = run.options.is_given(CHANNELS_LAST) or argument or _by_default()
+    run.stash[LAYOUT] = Layout(bool(run.options[CHANNELS_LAST] and asked and argument is not False))
     if argument:
         trainer.args.channels_last = None
 
@@ -61,7 +74,10 @@ def xpu_configure(trainer: Any) -> None:
 @hookimpl
 def xpu_report(trainer: Any) -> str:
     """Say which memory format the run has."""
-    return "channels_last memory format" if of(trainer).wanted else "NCHW memory format as requested"
+    if of(trainer).wanted:
+        return "channels_last memory format"
+    requested = trainer.xpu.options.is_given(CHANNELS_LAST) or _by_default()
+    return "NCHW memory format " + ("as requested" if requested else f"on PyTorch {torch.__version__}")
 
 
 @hookimpl
@@ -166,11 +182,17 @@ def init(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> 
     if not isinstance(model, torch.nn.Module) or asked is False:
         return
     weight = next(model.parameters(), None)
-    if weight is not None and _is_xpu(weight.device) and CHANNELS_LAST.current() and not own_code(model):
+    if weight is not None and _is_xpu(weight.device) and _wanted_now(asked) and not own_code(model):
         lay_out(model)
 
 
 PATCHES = [init]
+
+
+def _wanted_now(argument: bool | None) -> bool:
+    """Whether the call in progress, which may be of no run, wants channels_last, with Ultralytics' own argument."""
+    given = CHANNELS_LAST.name in Options.in_scope() or CHANNELS_LAST.variable in os.environ
+    return argument is not False and bool(CHANNELS_LAST.current() if given else argument or _by_default())
 
 
 def _smallest_sides(trainer: Any) -> int:
