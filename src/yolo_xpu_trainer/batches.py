@@ -1,77 +1,93 @@
-"""A training batch whose copy to the device was begun ahead of its step."""
+"""Training batches whose copies to the device were begun ahead of their steps, and who may change a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["AheadBatch", "changes_batches"]
+from .patches import is_upstream
+from .run import StashKey
+
+__all__ = ["AHEAD", "AheadBatches", "changes_batches"]
 
 
-class AheadBatch(dict[str, Any]):
-    """A batch as its loader made it, on the host, which knows its copies on the device.
+@dataclass
+class _Ahead:
+    """A batch on the host, what its loader gave with the versions of it, and its copies on the device."""
 
-    To everybody who reads, changes, copies or pickles it, it is a plain dict of what the loader gave.
+    batch: dict[str, Any]
+    loaded: dict[str, tuple[Any, int | None]]
+    moved: dict[str, Any]
+    wait: Callable[[], None]
 
-    Args:
-        batch: The batch, by key.
-        moved: The same with copies on the device.
-        wait: Makes the current stream wait for the copies, and keeps their memory until that stream has used them.
-    """
 
-    def __init__(self, batch: Mapping[str, Any], moved: Mapping[str, Any], wait: Callable[[], None]) -> None:
-        super().__init__(batch)
-        self._loaded = {key: (value, _version(value)) for key, value in batch.items()}
-        self._moved, self._wait = dict(moved), wait
+class AheadBatches:
+    """The batches of a run that were copied ahead: plain dicts of what their loader gave, known by their identity."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
+    def __init__(self) -> None:
+        self._ahead: list[_Ahead] = []
 
-    def arrive(self) -> dict[str, Any] | None:
-        """Let go of the copies on the device.
+    def note(self, batch: dict[str, Any], moved: Mapping[str, Any], wait: Callable[[], None]) -> None:
+        """Note the copies of a batch.
+
+        Args:
+            batch: The batch on the host, by key.
+            moved: The same with copies on the device.
+            wait: Makes the current stream wait for the copies, and keeps their memory until that stream has used them.
+        """
+        loaded = {key: (value, _version(value)) for key, value in batch.items()}
+        self._ahead.append(_Ahead(batch, loaded, dict(moved), wait))
+
+    def arrive(self, batch: object) -> dict[str, Any] | None:
+        """Let go of the copies of a batch.
 
         Returns:
-            The batch, on the device but for values that were added since; None where one that the loader gave was
-            changed, so that the copies aren't of what it is now.
+            The batch, on the device but for values that were added since; None where there are no copies, or one of the
+            values that the loader gave was changed, so that they aren't of what it is now.
         """
-        unchanged = all(
-            key in self and self[key] is value and _version(value) == version
-            for key, (value, version) in self._loaded.items()
-        )
-        added = {key: value for key, value in self.items() if key not in self._loaded}
-        arrived = {**self._moved, **added} if unchanged else None
-        self._wait()
-        self.release()
-        return arrived
+        if (ahead := self._pop(batch)) is None:
+            return None
+        ahead.wait()
+        now, loaded = ahead.batch, ahead.loaded
+        if not all(k in now and now[k] is value and _version(value) == v for k, (value, v) in loaded.items()):
+            return None
+        return {**ahead.moved, **{key: value for key, value in now.items() if key not in loaded}}
+
+    def forget(self, batch: object) -> None:
+        """Let go of the copies of a batch that nobody asked for."""
+        self._pop(batch)
 
     def release(self) -> None:
-        """Let go of the copies on the device."""
-        self._loaded, self._moved, self._wait = {}, {}, _nothing
+        """Let go of all copies."""
+        self._ahead.clear()
 
-    @property
-    def is_moved(self) -> bool:
-        """Whether there are copies on the device still."""
-        return bool(self._moved)
+    def _pop(self, batch: object) -> _Ahead | None:
+        for i, ahead in enumerate(self._ahead):
+            if ahead.batch is batch:
+                return self._ahead.pop(i)
+        return None
 
 
-def changes_batches(trainer: Any) -> type | None:
-    """Return the class of a user's that has a `preprocess_batch`, which may change batches in ways that can't be told.
+AHEAD = StashKey[AheadBatches]()
+
+
+def changes_batches(trainer: Any) -> str:
+    """Return the name of users' code that gets batches before Ultralytics' `preprocess_batch`, "" where there is none.
+
+    It may change them in ways that can't be told: by NumPy, or by `tensor.data`.
 
     Args:
         trainer: The trainer.
     """
     for owner in type(trainer).__mro__:
-        if "preprocess_batch" in vars(owner):
-            return None if owner.__module__.partition(".")[0] == "ultralytics" else owner
-    return None
+        if method := vars(owner).get("preprocess_batch"):
+            return "" if is_upstream(method) else f"{owner.__name__}.preprocess_batch"
+    return ""
 
 
 def _version(value: object) -> int | None:
     """Return a number that changes with a tensor's contents; None for other values and for inference tensors."""
     return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else None
-
-
-def _nothing() -> None:
-    pass

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["Patch", "TargetMovedError", "applied", "like", "patch", "stand_in"]
+__all__ = ["Patch", "TargetMovedError", "applied", "is_upstream", "like", "patch", "stand_in"]
 
 _LOGGER = logging.getLogger("ultralytics")
 _warned: set[str] = set()  # a target that moved is worth one warning a process, not one a run
@@ -251,6 +251,18 @@ def applied(patches: Iterable[Patch], run: Run | None) -> Iterator[list[Patch]]:
                 stack.callback(restore)
                 active.append(one)
         yield active
+
+
+def is_upstream(function: Any) -> bool:
+    """Whether a function, or a method as its class holds it, is Ultralytics' own, patched by this package or not.
+
+    By the file that it is in: what its class's module says, a method that users put there doesn't change.
+    """
+    function = getattr(function, "__func__", function)
+    if isinstance(function, functools.partial):
+        function = function.func
+    name = str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
+    return name in ("ultralytics", __name__.partition(".")[0])
 
 
 def _policy_of(function: Any) -> str:

@@ -161,18 +161,19 @@ class Hooks:
         return self._caller(name).get_hookimpls()
 
     def _ask(self, name: str, **kwargs: Any) -> Any:
-        recovery = self._recovery
+        recovery, caller = self._recovery, self._caller(name)
         if recovery is None or recovery.trusts(name):
-            return self._caller(name)(**kwargs)
-        while True:
-            try:
-                answer = self._caller(name)(**kwargs)
-            except Exception as error:
-                if not recovery.gives_up(error):
-                    raise
-            else:
-                recovery.trust(name)
-                return answer
+            return caller(**kwargs)
+        if _is_asked_as_a_whole(caller):
+            answer = recovery.repeating(lambda: self._caller(name)(**kwargs))
+        else:
+            answer = []
+            for one in reversed(caller.get_hookimpls()):
+                given = [kwargs[argument] for argument in one.argnames]
+                result = recovery.attempting(functools.partial(one.function, *given))
+                answer += [] if result is None else [result]
+        recovery.trust(name)
+        return answer
 
     def _caller(self, name: str) -> pluggy.HookCaller:
         blocked = self._blocked | (self._recovery.off if self._recovery else frozenset())
@@ -180,6 +181,12 @@ class Hooks:
             plugins = [self._pm.get_plugin(plugin) for plugin in blocked if self._pm.has_plugin(plugin)]
             self._callers[name, blocked] = self._pm.subset_hook_caller(name, plugins)
         return self._callers[name, blocked]
+
+
+def _is_asked_as_a_whole(caller: pluggy.HookCaller) -> bool:
+    """Whether the first answer of a hook counts, or some plugin wraps the others' answers."""
+    first = bool(caller.spec and caller.spec.opts.get("firstresult"))
+    return first or any(one.wrapper or one.hookwrapper for one in caller.get_hookimpls())
 
 
 def hooks(spec: str | None = None, recovery: Recovery | None = None) -> Hooks:

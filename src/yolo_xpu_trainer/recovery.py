@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from types import FrameType, ModuleType
 from typing import Any
@@ -31,12 +32,8 @@ STRICT = Option(
 )
 _PACKAGE = __name__.partition(".")[0]
 _POLICIES = f"{_PACKAGE}.policies."
-_OF_DEVICES = (
-    "DEVICE_LOST",
-    "UR_RESULT",
-    "UR error",
-    "out of memory",
-    "out of device memory",
+_OF_DEVICES = re.compile(
+    r"DEVICE_LOST|UR_RESULT|PI_ERROR|\bUR error\b|Native API failed|out of (device )?memory", re.IGNORECASE
 )
 
 
@@ -72,7 +69,7 @@ class Recovery:
         """
         if isinstance(error, (XPUTrainerError, MemoryError, torch.OutOfMemoryError)):
             return False
-        if any(text.lower() in str(error).lower() for text in _OF_DEVICES):
+        if _OF_DEVICES.search(str(error)):
             return False
         frame, policy = _origin(error)
         if not policy or policy in self.off or self._strict():
@@ -86,6 +83,24 @@ class Recovery:
             f"`yolo-xpu doctor` prints. xpu_strict=True raises the error, xpu_plugins=-{policy} avoids it."
         )
         return True
+
+    def repeating(self, call: Callable[[], Any]) -> Any:
+        """Call something, and once more for every policy that fails in it and is switched off."""
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if not self.gives_up(error):
+                    raise
+
+    def attempting(self, call: Callable[[], Any]) -> Any:
+        """Call something of one policy; return None where that fails and is switched off."""
+        try:
+            return call()
+        except Exception as error:
+            if not self.gives_up(error):
+                raise
+            return None
 
     def guard(self, patch: Patch, replacement: Any, original: Any, fallback: Any) -> Any:
         """Return what calls a patch's replacement, and the fallback from the moment on that its policy failed.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .batches import AheadBatch
-from .patches import Patch, patch
+from .batches import AHEAD
+from .patches import Patch, is_upstream, patch
 
 if TYPE_CHECKING:
     from .run import Run
@@ -23,7 +23,7 @@ _LOSS = "the loss of a batch"
 
 
 def seams(trainer: Any) -> list[Patch]:
-    """Return the patches of Ultralytics' own methods that a trainer inherits.
+    """Return the patches of Ultralytics' own methods that a trainer inherits, unless users have replaced them.
 
     Args:
         trainer: A trainer of ours, whose run is decided.
@@ -40,6 +40,8 @@ def seams(trainer: Any) -> list[Patch]:
         method = function.__name__
         for upstream in type(trainer).__mro__:
             if upstream.__module__.partition(".")[0] == "ultralytics" and method in vars(upstream):
+                if not is_upstream(vars(upstream)[method]):
+                    break  # users' code stands in its place, which sees what it would see
                 found.append(patch(f"{upstream.__module__}:{upstream.__qualname__}.{method}", why=why)(function))
                 break
     return found
@@ -57,7 +59,8 @@ def _preprocess_batch(trainer: Any) -> Callable[..., Any]:
 
 
 def _move(trainer: Any, batch: dict[str, Any]) -> None:
-    moved = batch.arrive() if isinstance(batch, AheadBatch) and batch.is_moved else None
+    stash = trainer.xpu.stash
+    moved = stash[AHEAD].arrive(batch) if AHEAD in stash else None
     if moved is None:
         moved = trainer.xpu.hooks.xpu_move_batch(trainer=trainer, batch=batch)
     if moved is None or moved is batch:
@@ -85,14 +88,8 @@ def _forward(run: Run) -> Callable[..., Any]:
         recovery = run.recovery
         if not isinstance(x, dict) or not torch.is_grad_enabled() or recovery.trusts(_LOSS):
             return original(self, x, *args, **kwargs)
-        while True:
-            try:
-                loss = original(self, x, *args, **kwargs)
-            except Exception as error:
-                if not recovery.gives_up(error):
-                    raise
-            else:
-                recovery.trust(_LOSS)
-                return loss
+        loss = recovery.repeating(lambda: original(self, x, *args, **kwargs))
+        recovery.trust(_LOSS)
+        return loss
 
     return forward

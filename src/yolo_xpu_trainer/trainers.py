@@ -6,6 +6,7 @@ by that name, as DDP workers need.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -293,11 +294,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             return
         with ExitStack() as stack:
             for context in getattr(self.xpu.hooks, hook)(trainer=self):
-                try:
-                    stack.enter_context(context)
-                except Exception as error:
-                    if not self.xpu.recovery.gives_up(error):
-                        raise
+                self.xpu.recovery.attempting(functools.partial(stack.enter_context, context))
             yield
 
 

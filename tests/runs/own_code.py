@@ -342,6 +342,22 @@ class ForegroundLoss(v8DetectionLoss):
         return assigned, loss, items
 
 
+class LookingLoss(v8DetectionLoss):
+    """Has a layer on the feature maps, and changes predictions."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.layer = nn.Conv2d(model.model[-1].cv2[0][0].conv.in_channels, 1, 1).to(self.device)
+
+    def loss(self, preds: Any, batch: Any) -> Any:
+        assert type(preds) is dict
+        looked = self.layer(preds["feats"][0]).float().mean()
+        preds["scores"].mul_(0)
+        loss, items = super().loss(preds, batch)
+        assert not preds["scores"].any()
+        return loss + looked, items
+
+
 class CriterionModel(DetectionModel):
     """A detector with a loss of its own."""
 
@@ -361,6 +377,12 @@ class ForegroundModel(CriterionModel):
     """A detector whose loss looks at the foreground."""
 
     criterion_class = ForegroundLoss
+
+
+class LookingModel(CriterionModel):
+    """A detector whose loss looks at its features."""
+
+    criterion_class = LookingLoss
 
 
 class _ModelTrainer(DetectionTrainer):
@@ -387,6 +409,13 @@ class ForegroundTrainer(_ModelTrainer):
     """Has a loss that asks the foreground for all kinds of things."""
 
     model_class = ForegroundModel
+
+
+@case
+class LookingTrainer(_ModelTrainer):
+    """Has a loss that looks at features, and changes predictions."""
+
+    model_class = LookingModel
 
 
 class Distilled(DetectionModel):

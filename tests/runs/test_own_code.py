@@ -60,6 +60,42 @@ def test_a_users_trainer_runs_with_workers_and_prefetch(
     assert losses[0] == losses[1]
 
 
+def test_a_loss_with_layers_of_its_own_trains_in_bf16(xpu: torch.device, train: Train, empty_figures: None) -> None:
+    trainer = train(trainer=on_xpu(own_code.LookingTrainer), amp="bf16", imgsz=64)
+    assert trainer.xpu.precision.name == "bf16"
+    assert not trainer.xpu.recovery.off
+
+
+def test_methods_that_users_put_on_ultralytics_classes_see_what_they_would_see(
+    xpu: torch.device, train: Train, empty_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics.engine.trainer import BaseTrainer
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    preprocess, build = DetectionTrainer.preprocess_batch, BaseTrainer.build_optimizer
+    steps: list[int] = []
+
+    def preprocess_batch(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        batch["img"] = torch.from_numpy(batch["img"].numpy().copy())
+        return preprocess(self, batch)
+
+    def build_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = build(self, *args, **kwargs)
+        optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        return optimizer
+
+    monkeypatch.setattr(DetectionTrainer, "preprocess_batch", preprocess_batch)
+    monkeypatch.setattr(BaseTrainer, "build_optimizer", build_optimizer)
+    train(workers=1)
+    assert steps
+
+
+def test_the_epoch_that_a_run_began_with_stays_what_it_is(xpu: torch.device, train: Train, empty_figures: None) -> None:
+    seen: list[int] = []
+    train(callbacks={"on_train_batch_end": lambda trainer: seen.append(trainer.start_epoch)}, epochs=2)
+    assert set(seen) == {0}
+
+
 def test_a_users_mixin_in_front_of_ours_sees_what_it_would_see(
     xpu: torch.device, train: Train, empty_figures: None
 ) -> None:

@@ -14,7 +14,7 @@ from ultralytics.data.build import InfiniteDataLoader
 
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, hookimpl
-from yolo_xpu_trainer.batches import AheadBatch
+from yolo_xpu_trainer.batches import AheadBatches
 from yolo_xpu_trainer.policies import loss_syncs
 from yolo_xpu_trainer.policies.loss_syncs import LabelCounts
 
@@ -50,8 +50,15 @@ Watch = Callable[..., Seen]
 def watch(train: Train, monkeypatch: pytest.MonkeyPatch) -> Watch:
     """Return a function that trains and tells what it saw; it takes what to call at which event."""
     arrived: list[None] = []
-    arrive = AheadBatch.arrive
-    monkeypatch.setattr(AheadBatch, "arrive", lambda self: (arrived.append(None), arrive(self))[1])
+    arrive = AheadBatches.arrive
+
+    def noted(self: AheadBatches, batch: object) -> Any:
+        found = arrive(self, batch)
+        if found is not None:
+            arrived.append(None)
+        return found
+
+    monkeypatch.setattr(AheadBatches, "arrive", noted)
 
     def run(task: str = "detect", callbacks: dict[str, Any] | None = None, look: bool = True, **more: Any) -> Seen:
         seen, given = Seen(), callbacks or {}

@@ -20,10 +20,11 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "batches", "transfer", "versions", "patches"},
+    {"errors", "transfer", "versions", "patches"},
     {"options", "devices"},
     {"recovery"},
     {"run"},
+    {"batches"},
     {"hookspecs"},
     {"plugins"},
     {"upstream"},

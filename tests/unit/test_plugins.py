@@ -27,7 +27,9 @@ def test_the_built_in_policies_are_the_modules_of_policies_and_need_no_metadata(
     from yolo_xpu_trainer import policies
 
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: [])
-    files = {path.stem for path in Path(str(policies.__path__[0])).glob("*.py")} - {"__init__"}
+    folder = Path(str(policies.__path__[0]))
+    files = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    files -= {"__init__"}
     assert {name for name, _ in plugins.manager().list_name_plugin()} == files == set(plugins.built_in())
     for name in files:
         assert plugins.manager().get_plugin(name).__name__ == f"yolo_xpu_trainer.policies.{name}"

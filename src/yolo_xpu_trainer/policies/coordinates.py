@@ -59,8 +59,9 @@ def _in_float32(target: str, why: str) -> Patch:
     def method(run: Run, original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         if run.precision.name != "bf16":  # the check of mixed precision decided against it
             return original(self, *args, **kwargs)
+        widened = _widened if type(self).__module__.partition(".")[0] == "ultralytics" else _all_widened
         with run.autocast(enabled=False):
-            return original(self, *(_widened(a) for a in args), **{k: _widened(v) for k, v in kwargs.items()})
+            return original(self, *map(widened, args), **{key: widened(value) for key, value in kwargs.items()})
 
     return method
 
@@ -84,13 +85,22 @@ class _Float32(dict[Any, Any]):
 
 def _widened(value: Any) -> Any:
     """Return a nested value with its bfloat16 tensors in float32; one without any as it is, for what is noted in it."""
-    if not any(_is_bf16(leaf) for leaf in tree_leaves(value)):
+    if not _has_bf16(value):
         return value
 
     def widened(leaf: Any) -> Any:
         return _Float32(leaf) if type(leaf) is dict else leaf.float() if _is_bf16(leaf) else leaf
 
     return tree_map(widened, value, is_leaf=lambda v: type(v) is dict)
+
+
+def _all_widened(value: Any) -> Any:
+    """Return a nested value with its bfloat16 tensors in float32, in plain containers: users' code may change them."""
+    return tree_map(lambda leaf: leaf.float() if _is_bf16(leaf) else leaf, value) if _has_bf16(value) else value
+
+
+def _has_bf16(value: Any) -> bool:
+    return any(_is_bf16(leaf) for leaf in tree_leaves(value))
 
 
 @patch("ultralytics.utils.tal:make_anchors", why="anchors would have the dtype of the feature maps, whose shapes count")

@@ -229,7 +229,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     if (owner := changes_batches(trainer)) and not run.options.is_given(FEWER_SYNCS):
         run.stash[_OFF] = True
         _LOGGER.info(
-            f"XPU: labels are counted on the GPU, with a sync or two a step, because {owner.__name__}.preprocess_batch "
+            f"XPU: labels are counted on the GPU, with a sync or two a step, because {owner} "
             f"may change them. If it leaves batch_idx as it is, or replaces it, set {FEWER_SYNCS.key}=True."
         )
         return [make_anchors, torch_of_losses]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..devices import DeviceInfo
@@ -17,24 +20,45 @@ def xpu_memory(device: DeviceInfo) -> tuple[int, int]:
 
 
 @hookimpl
-def xpu_after_setup(trainer: Any) -> None:
+@contextmanager
+def xpu_around_run(trainer: Any) -> Iterator[None]:
     """Let Ultralytics halve the batch in every epoch, as it does in the first.
 
     A run needs more memory from its second optimizer step on, when there are gradients and the optimizer's state: with
     few batches an epoch that is in the second one. Plain Ultralytics in fp16 gets there later, because its first steps
     are skipped until the gradients' scale has come down.
     """
-    first: list[int] = []
+    from ultralytics.engine.trainer import BaseTrainer
 
-    def begin(trainer: Any) -> None:
-        first[:] = first or [trainer.start_epoch]
-        trainer.start_epoch = (
-            trainer.epoch
-        )  # to restart at, with its learning rate; a later one's error would be raised
+    if _NAME in vars(BaseTrainer):  # of a run within which this one was begun
+        yield
+        return
+    setattr(BaseTrainer, _NAME, _StartEpoch())
+    try:
+        yield
+    finally:
+        delattr(BaseTrainer, _NAME)  # a trainer keeps its value where it had it: in its own dict
 
-    def end(trainer: Any) -> None:
-        if first:
-            trainer.start_epoch = first.pop()
 
-    trainer.add_callback("on_train_epoch_start", begin)
-    trainer.add_callback("on_train_epoch_end", end)
+_NAME = "start_epoch"
+
+
+class _StartEpoch:
+    """The attribute `start_epoch` of trainers, which for Ultralytics' loop, while it handles an error, is the epoch.
+
+    There it asks whether this is the first epoch, in which alone it halves the batch, and where to begin again.
+    """
+
+    def __get__(self, trainer: Any, kind: type | None = None) -> Any:
+        if trainer is None:
+            return self
+        if _NAME not in vars(trainer):
+            raise AttributeError(f"{type(trainer).__name__!r} object has no attribute {_NAME!r}")
+        caller = sys._getframe(1)
+        handles = isinstance(sys.exc_info()[1], RuntimeError) and caller.f_code.co_name == "_do_train"
+        if handles and getattr(trainer, "xpu", None) is not None:
+            return trainer.epoch
+        return vars(trainer)[_NAME]
+
+    def __set__(self, trainer: Any, epoch: Any) -> None:
+        vars(trainer)[_NAME] = epoch

@@ -144,7 +144,7 @@ def xpu_around_validation(trainer: Any) -> Iterator[None]:
 def _not_halved(trainer: Any) -> Iterator[None]:
     """Validate a model, and images, in float32, but for what autocasts."""
     amp, trainer.amp = trainer.amp, False  # which is what the validator halves by
-    args = trainer.validator.args
+    args = getattr(trainer.validator, "args", None)
     before = {name: getattr(args, name) for name in ("half", "quantize") if hasattr(args, name)}
     for name, off in (("half", False), ("quantize", None)):
         if name in before:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..batches import AheadBatch, changes_batches
+from ..batches import AHEAD, AheadBatches, changes_batches
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..patches import Patch, patch, stand_in
@@ -44,7 +44,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
         return []
     if (owner := changes_batches(trainer)) and not run.options.is_given(PREFETCH):
         _LOGGER.info(
-            f"XPU: batches are not prefetched, because {owner.__name__}.preprocess_batch may change them on the host. "
+            f"XPU: batches are not prefetched, because {owner} may change them on the host. "
             f"If it leaves them as they are until it calls super(), set {PREFETCH.key}=1."
         )
         return []
@@ -97,6 +97,7 @@ class LookAhead:
         self._stream: Any = None
         self._failed = False
         self._iterations: WeakSet[Generator[Any, None, None]] = WeakSet()
+        self._noted = trainer.xpu.stash[AHEAD] = AheadBatches()
 
     def applies_to(self, iterable: Any) -> bool:
         """Whether this is the training loader, has workers (else this process would load ahead), and can be kept."""
@@ -117,6 +118,7 @@ class LookAhead:
         """Let go of every batch that is held; an iteration that was left early is over."""
         for iteration in list(self._iterations):
             iteration.close()
+        self._noted.release()
 
     def _ahead_of(self, batches: Iterator[Any]) -> Generator[Any, None, None]:
         # No variable holds a batch here, because it would live until the next one is asked for.
@@ -127,7 +129,8 @@ class LookAhead:
             ahead.extend(islice(moving, 1))
             if not ahead:
                 return
-            yield ahead.popleft()
+            yield ahead[0]
+            self._noted.forget(ahead.popleft())
 
     def _move(self, batch: Any) -> Any:
         """Have the policies move a batch, in the side stream."""
@@ -158,7 +161,8 @@ class LookAhead:
                 if isinstance(leaf, torch.Tensor) and leaf.device.type == "xpu":
                     leaf.record_stream(current)
 
-        return AheadBatch(batch, moved, wait)
+        self._noted.note(batch, moved, wait)
+        return batch
 
 
 _LOOK_AHEAD = StashKey[LookAhead]()

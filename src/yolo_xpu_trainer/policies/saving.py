@@ -56,12 +56,16 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         }
         trainer.ema = copy.copy(averaged)
         trainer.ema.ema = copy.deepcopy(model, memo)
-    trainer.optimizer.state_dict = lambda: state
+    held = vars(trainer.optimizer)
+    own = held.get("state_dict")
+    held["state_dict"] = lambda: state
     try:
         yield
     finally:
         trainer.ema = averaged
-        del trainer.optimizer.state_dict
+        del held["state_dict"]
+        if own is not None:
+            held["state_dict"] = own
 
 
 def _tensors(model: torch.nn.Module) -> dict[int, torch.Tensor]:

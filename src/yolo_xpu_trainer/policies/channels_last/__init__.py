@@ -166,7 +166,7 @@ def xpu_arrange_batch(trainer: Any, batch: dict[str, Any]) -> None:
         and layout.model is unwrapped(trainer.model)
         and isinstance(images, torch.Tensor)
         and images.dim() == 4
-        and changes_batches(trainer) is None
+        and not changes_batches(trainer)
     ):
         batch["img"] = images.contiguous(memory_format=torch.channels_last)
 

@@ -44,7 +44,7 @@ def own_code(model: torch.nn.Module) -> dict[int, Any]:
         callables += [hook for hooks in _hooks(module) for hook in hooks.values()]
         callables.append(held.get("criterion"))
         if is_known(kind):
-            callables += [kind.forward, getattr(kind, "loss", None)]
+            callables += [getattr(kind, name, None) for name in ("forward", "loss", "init_criterion", "predict")]
         else:
             found[id(module)] = module
         found.update({id(thing): thing for thing in callables if thing is not None and not is_known(thing)})
