@@ -302,6 +302,9 @@ def test_a_torch_that_can_not_count_its_memory_gives_ultralytics_default(
         (40, [(1, None), (2, 0.2), (4, 0.4)], 40),  # batch normalisation of a single value
         (8, [(1, 0.1), (2, 0.2), (4, None), (8, None)], 2),
         (16, [(1, None), (2, None)], 16),
+        (1, [(1, None), (2, 0.2), (4, 0.4)], 4),
+        (1, [(1, None), (2, 0.2), (4, 4.0), (8, 8.0)], 2),
+        (1, [(1, None), (2, 2.0)], 2),
     ],
 )
 def test_an_answer_that_a_probe_refutes_is_not_taken(chosen: int, probes: list[Any], held: int) -> None:

@@ -62,7 +62,8 @@ def autobatch(
     with applied(_measuring(probes, optimizer), run), _readable_cuda_mask():
         chosen = original(model, imgsz, fraction, *args, **more)
     batch = _capped(chosen, probes, fraction * usable)
-    reason = f"; {chosen} would need more" if batch < chosen else ""
+    seen = "would need more" if batch < chosen else "failed when it was tried"
+    reason = f"; {chosen} {seen}" if batch != chosen else ""
     if device.allocation_limit is not None and any(gib for _, gib in probes):
         an_image = _largest(model, imgsz, more.get("max_num_obj", 0))
         allowed = (device.allocation_limit - _SEGMENT_ROUNDING) // an_image
@@ -111,9 +112,12 @@ def _default(run: Run, dataset_size: int) -> int:
 def _capped(chosen: int, probes: Sequence[Probe], budget: float) -> int:
     """Return what Ultralytics chose, or the largest probe within the budget where a smaller one was beyond it already.
 
-    Before 8.4.190 Ultralytics falls back to a batch of 16 where not even one image is within it.
+    Before 8.4.190 Ultralytics falls back to a batch of 16 where not even one image is within it, and to one of 1 where
+    that is what failed: at 32 pixels batch normalisation has a single value of one image.
     """
     ran = [batch for batch, gib in probes if gib]
+    if ran and chosen < ran[0]:
+        chosen = max((batch for batch, gib in probes if gib and gib <= budget), default=ran[0])
     beyond = [batch for batch, gib in probes if ran and batch > ran[0] and (not gib or gib > budget)]
     if not beyond or chosen < min(beyond):
         return chosen
