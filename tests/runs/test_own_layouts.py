@@ -327,7 +327,7 @@ def test_users_preprocessing_gets_images_in_nchw(train: Train) -> None:
             brightness.append(len(batch["img"].view(len(batch["img"]), -1).mean(1)))
             return batch
 
-    trainer = train(trainer=Theirs)
+    trainer = train(trainer=Theirs, imgsz=64)
     assert brightness
     assert layouts(trainer) == {True}
 
