@@ -265,6 +265,9 @@ class Batches:
         self.dataset, self.sampler = loader.dataset, loader.sampler
         self.batch_size, self.drop_last = loader.batch_size, loader.drop_last
 
+    def reset(self) -> None:
+        """Do nothing."""
+
     def __len__(self) -> int:
         return len(self._loader)
 

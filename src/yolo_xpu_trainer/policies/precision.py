@@ -65,14 +65,14 @@ def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype
     source="ultralytics/engine/validator.py, BaseValidator.__call__",
 )
 def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a model in the run's precision; what it gives is in float32, feature maps are in float16.
+    """Run a model in the run's precision; what it gives is in float32, feature maps for Ultralytics' losses in float16.
 
     The validator computes losses, and users' validators whatever they want, outside of autocast. There bfloat16 doesn't
     go with float32, such as the weights of a `CrossEntropyLoss`, and NumPy doesn't know it. Feature maps are large, and
     Ultralytics takes their shapes only. Each weight is used once, so that no rounded copy is worth keeping.
     """
     with run.autocast(cache_enabled=False):
-        return _readable(original(self, *args, **kwargs))
+        return _readable(original(self, *args, **kwargs), _dtype_of_features(self))
 
 
 @patch(
@@ -84,15 +84,20 @@ def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwa
 def distilled_forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a student in the run's precision, which its wrapper calls by another method than `forward`."""
     with run.autocast():
-        return _readable(original(self, *args, **kwargs))
+        return _readable(original(self, *args, **kwargs), _dtype_of_features(self))
 
 
-def _readable(output: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a nested output with its bfloat16 tensors in another dtype, but for feature maps, in float16."""
+def _dtype_of_features(model: Any) -> torch.dtype:
+    criterion = type(getattr(model, "criterion", None))
+    return torch.float16 if criterion.__module__.partition(".")[0] in ("ultralytics", "builtins") else torch.float32
+
+
+def _readable(output: Any, features: torch.dtype, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a nested output with its bfloat16 tensors in another dtype, and feature maps in one of their own."""
 
     def converted(leaf: Any) -> Any:
         if type(leaf) is dict:
-            return {key: _readable(v, torch.float16 if key == "feats" else dtype) for key, v in leaf.items()}
+            return {key: _readable(v, features, features if key == "feats" else dtype) for key, v in leaf.items()}
         return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.bfloat16 else leaf
 
     return tree_map(converted, output, is_leaf=lambda value: type(value) is dict)
