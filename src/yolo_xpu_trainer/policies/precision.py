@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
-from ..patches import Patch, applied, patch
+from ..patches import Patch, applied, is_upstream, patch
 from ..run import Precision, Run
 from ..versions import halves_the_averaged_model
 
@@ -88,8 +88,11 @@ def distilled_forward(run: Run, original: Callable[..., Any], self: Any, *args: 
 
 
 def _dtype_of_features(model: Any) -> torch.dtype:
-    criterion = type(getattr(model, "criterion", None))
-    return torch.float16 if criterion.__module__.partition(".")[0] in ("ultralytics", "builtins") else torch.float32
+    """Return float16 where Ultralytics' own loss gets the feature maps, else float32."""
+    makers = (getattr(type(model), name, None) for name in ("init_criterion", "loss"))
+    criterion = type(getattr(model, "criterion", None)).__module__.partition(".")[0]
+    own = criterion not in ("ultralytics", "builtins") or not all(is_upstream(m) for m in makers if m is not None)
+    return torch.float32 if own else torch.float16
 
 
 def _readable(output: Any, features: torch.dtype, dtype: torch.dtype = torch.float32) -> Any:
