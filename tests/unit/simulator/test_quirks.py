@@ -142,8 +142,10 @@ def test_corrupt_empty_cache_spoils_what_is_pending_and_nothing_else(xpu):
     torch.xpu.synchronize()
     result = before + 1
     in_place[1:3] += 1
+    copied = torch.ones(4).pin_memory().to(xpu, non_blocking=True)
     torch.xpu.empty_cache()
     assert result.isnan().all().item()
+    assert copied.isnan().all().item()
     assert in_place.isnan().tolist() == [False, True, True, False]
     assert before.tolist() == [2] * 4
 

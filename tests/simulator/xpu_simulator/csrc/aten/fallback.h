@@ -29,7 +29,7 @@ void launch_kernel(OperatorCounters& counters, int device);
 // A kernel that computes in float64: counted, and refused where the device can't.
 void count_float64(OperatorCounters& counters, int device);
 // A kernel that only converts to or from float64: counted, and allowed anywhere. torch-xpu-ops is built with
-// -fsycl-fp64-conv-emu, which emulates conversions where there is no fp64, and nothing else (intel/llvm#13912).
+// -fsycl-fp64-conv-emu for DG2 (BuildFlags.cmake), which emulates conversions, and nothing else (intel/llvm#13912).
 void count_float64_conversion(OperatorCounters& counters);
 void require_fp64(int device);
 

@@ -291,9 +291,7 @@ void copy_on_device(const Tensor& self, const Tensor& source, OperatorCounters& 
     count_conversion(self, source, counters);
   }
   copy_now(self, source);
-  if (has_quirk(Quirk::kCorruptEmptyCache)) {
-    note_written(self);
-  }
+  note_written(self);
 }
 
 void copy_to_device(const Tensor& self, const Tensor& source, bool non_blocking, OperatorCounters& counters) {
@@ -310,6 +308,9 @@ void copy_to_device(const Tensor& self, const Tensor& source, bool non_blocking,
   reach(stream, non_blocking);
   copy_now(self, source);
   spoil_rest(self, landing(self, stream));
+  if (non_blocking) {
+    note_written(self);
+  }
 }
 
 void copy_to_host(const Tensor& self, const Tensor& source, bool non_blocking, OperatorCounters& counters) {
@@ -372,6 +373,7 @@ void foreach_copy_(at::TensorList self, at::TensorList source, bool non_blocking
     count_list_metadata();
     for (size_t i = 0; i < self.size(); i++) {
       copy_now(self[i], source[i]);
+      note_written(self[i]);
     }
     return;
   }

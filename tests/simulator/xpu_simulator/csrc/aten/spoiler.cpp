@@ -229,7 +229,8 @@ unsigned char poison_of(at::ScalarType type) {
 }
 
 void note_written(const Tensor& tensor) {
-  if (!tensor.defined() || !tensor.is_xpu() || tensor.numel() == 0 || !tensor.is_non_overlapping_and_dense()) {
+  const bool may_be_pending = has_quirk(Quirk::kCorruptEmptyCache) && tensor.defined() && tensor.is_xpu();
+  if (!may_be_pending || tensor.numel() == 0 || !tensor.is_non_overlapping_and_dense()) {
     return;
   }
   note_pending({tensor.storage().data(), tensor.data_ptr(), tensor.nbytes(), poison_of(tensor.scalar_type())});
