@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -50,6 +51,14 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("YOLO_XPU_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_probes() -> None:
+    """Forget what was found out about `xpu:0`: in the next test it is another GPU."""
+    optimizer = sys.modules.get("yolo_xpu_trainer.policies.optimizer")
+    if optimizer is not None:
+        optimizer.fused_agrees.cache_clear()
 
 
 @pytest.fixture(scope="session")

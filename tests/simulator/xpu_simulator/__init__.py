@@ -2,7 +2,8 @@
 
 `activate()` gives this process an `xpu` device whose memory is host memory; so does the environment variable
 `XPU_SIMULATOR=<profile>` in any process that imports torch. `use_profile()` turns it into another GPU, `count()` tells
-what was done on it, `faults` orders its failures, `asynchronous()` makes non-blocking copies late.
+what was done on it, `faults` orders its failures, `quirks` its wrong results, `asynchronous()` makes non-blocking
+copies late.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import counters, faults, profiles
+    from . import counters, faults, profiles, quirks
     from .activation import activate, is_active, use_profile
     from .counters import Counts, count
     from .streams import asynchronous
@@ -24,6 +25,7 @@ __all__ = [
     "faults",
     "is_active",
     "profiles",
+    "quirks",
     "use_profile",
 ]
 

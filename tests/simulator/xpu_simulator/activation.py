@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import counters, faults, native, profiles
+from . import counters, faults, native, profiles, quirks
 
 CAPACITY_VARIABLE = "XPU_SIMULATOR_CAPACITY"
 ASYNCHRONOUS_VARIABLE = "XPU_SIMULATOR_ASYNCHRONOUS"
@@ -55,6 +55,7 @@ def activate(profile: str = DEFAULT_PROFILE) -> None:
     _current = profile
     _show(profile)
     faults.order_from_environment()
+    quirks.order_from_environment()
     if os.environ.get(ASYNCHRONOUS_VARIABLE, "0") != "0":
         native.call("set_asynchronous", 1)
     atexit.register(counters.write_report)
@@ -91,6 +92,7 @@ def _show(name: str) -> None:
 
     profile = profiles.find(name)
     native.call("empty_cache")
+    native.call("forget_primitives")
     for device in range(profiles.MAX_DEVICES):
         native.call("reset_peak_stats", device)
         native.call("reset_accumulated_stats", device)
@@ -105,6 +107,8 @@ def _show(name: str) -> None:
                 profile.max_allocation,
                 properties.has_fp64,
                 profile.reports_free_memory,
+                profile.reports_no_memory_free,
+                profile.exhaustion,
             )
     native.call("set_machine")
     torch_xpu.forget()

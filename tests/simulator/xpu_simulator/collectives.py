@@ -6,6 +6,8 @@ from typing import Any
 
 from . import native
 
+_removed = False
+
 
 def install() -> None:
     """Make `torch.distributed` offer `xccl`, where this torch has collectives at all."""
@@ -16,7 +18,7 @@ def install() -> None:
     from torch.distributed import distributed_c10d as c10d
 
     native.call("install_collectives")
-    vars(c10d)["_XCCL_AVAILABLE"] = True
+    _show(True)
     c10d.Backend.register_backend(
         "xccl",
         _create,
@@ -29,4 +31,25 @@ def install() -> None:
 def _create(options: Any, _: Any) -> Any:
     from torch.distributed.distributed_c10d import ProcessGroupGloo
 
+    if _removed:  # what a build without it says
+        raise RuntimeError("Distributed package doesn't have XCCL built in")
     return ProcessGroupGloo(options.store, options.group_rank, options.group_size, timeout=options.timeout)
+
+
+def remove() -> None:
+    """Let this torch be built without xccl."""
+    _show(False)
+
+
+def restore() -> None:
+    """Let this torch have xccl again."""
+    if _removed:
+        _show(True)
+
+
+def _show(available: bool) -> None:
+    global _removed
+    from torch.distributed import distributed_c10d as c10d
+
+    vars(c10d)["_XCCL_AVAILABLE"] = available
+    _removed = not available

@@ -16,6 +16,7 @@ from typing import Any
 from . import native
 
 REPORT_VARIABLE = "XPU_SIMULATOR_REPORT"
+COMPILE_SECONDS = 0.03  # a guess at what a convolution's kernel takes to compile, tens of milliseconds
 
 _TORCH = f"{os.sep}torch{os.sep}"
 _HERE = str(Path(__file__).parent)
@@ -44,6 +45,12 @@ class Counts:
         h2d_lines: By (("pinned", "blocking"), line) and so on. Empty outside of `count()`.
         bytes_h2d: Bytes copied to the device.
         bytes_d2h: Bytes copied to the host.
+        metadata_copies: Copies from pinned memory that go before kernels over lists of tensors, `_foreach_` and fused:
+            two for each (torch-xpu-ops' MultiTensorApply.h). `h2d` hasn't got them.
+        barriers: Events that torch's host allocator records: for each of these copies, and for each non-blocking copy
+            to the device (torch-xpu-ops' Copy.cpp).
+        primitive_misses: Convolutions' and products' kernels that oneDNN had to compile, for the first time or again.
+        primitive_hits: How many it found compiled.
     """
 
     launches: int = 0
@@ -64,6 +71,15 @@ class Counts:
     bytes_h2d: int = 0
     bytes_d2h: int = 0
     allocations: int = 0
+    metadata_copies: int = 0
+    barriers: int = 0
+    primitive_misses: int = 0
+    primitive_hits: int = 0
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long oneDNN would have compiled, roughly."""
+        return self.primitive_misses * COMPILE_SECONDS
 
 
 Reading = dict[str, dict[str, int]]
@@ -187,4 +203,8 @@ def _counts(reading: Reading) -> Counts:
         bytes_h2d=n["bytes_h2d"],
         bytes_d2h=n["bytes_d2h"],
         allocations=n["allocations"],
+        metadata_copies=n["metadata_copies"],
+        barriers=n["barriers"],
+        primitive_misses=n["primitive_misses"],
+        primitive_hits=n["primitive_hits"],
     )

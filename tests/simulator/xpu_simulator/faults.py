@@ -5,7 +5,11 @@ Launch numbers count kernels from the moment the order is given: 1 is the next k
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+from collections.abc import Callable
+from typing import Literal
 
 from . import native
 
@@ -13,8 +17,12 @@ VARIABLE = "XPU_SIMULATOR_FAULTS"
 
 OUT_OF_DEVICE_MEMORY = "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
 OUT_OF_RESOURCES = "UR_RESULT_ERROR_OUT_OF_RESOURCES"
+DEVICE_LOST = "UR_RESULT_ERROR_DEVICE_LOST"
 
 _CODES = {OUT_OF_DEVICE_MEMORY: 39, OUT_OF_RESOURCES: 40}
+_EXHAUSTED = {**_CODES, DEVICE_LOST: 20}
+
+_properties: Callable[[], None] | None = None
 
 
 def out_of_memory(at_launch: int = 1, text: str | None = None) -> None:
@@ -30,6 +38,18 @@ def out_of_memory(at_launch: int = 1, text: str | None = None) -> None:
     native.call("order_out_of_memory", at_launch, (text or "").encode())
 
 
+def exhaustion(error: str = OUT_OF_RESOURCES) -> None:
+    """Let the driver give more memory than there is, and kernels fail as long as more is reserved.
+
+    On hardware that is how most runs end that need too much (torch-xpu-ops#3155, #2757, #1324, #5432), unless
+    `torch.xpu.set_per_process_memory_fraction` was called: then torch's allocator raises before (pytorch#177714).
+
+    Args:
+        error: What kernels raise: `OUT_OF_DEVICE_MEMORY`, `OUT_OF_RESOURCES`, or `DEVICE_LOST`, which stays.
+    """
+    native.call("order_exhaustion", _EXHAUSTED[error])
+
+
 def device_lost(at_launch: int = 1) -> None:
     """Let the device be lost at a kernel: it and everything after it on the device fails."""
     native.call("order_device_lost", at_launch)
@@ -40,31 +60,81 @@ def mem_get_info() -> None:
     native.call("order_no_free_memory_query")
 
 
+def properties(end: Literal["crash", "hang"]) -> None:
+    """Let the next question for a device's properties end the process, or never end.
+
+    A Level Zero loader that doesn't fit the driver gives a segmentation fault (pytorch#179891, intel/llvm#22834).
+
+    Args:
+        end: "crash", or "hang", which keeps the interpreter's lock: no other thread runs meanwhile.
+    """
+    global _properties
+    _properties = _crash if end == "crash" else _hang
+
+
+def no_xccl() -> None:
+    """Let this torch be built without xccl, as wheels before 2.8 and those for Windows are (pytorch#154963)."""
+    from . import collectives
+
+    collectives.remove()
+
+
 def clear() -> None:
     """Withdraw all orders, and bring a lost device back."""
+    global _properties
+    from . import collectives
+
     native.call("clear_faults")
+    _properties = None
+    collectives.restore()
+
+
+def before_properties() -> None:
+    """Do what was ordered for a question for properties."""
+    if _properties:
+        _properties()
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _hang() -> None:
+    while True:
+        ctypes.PyDLL(None).pause()
+
+
+_ORDERS: dict[str, Callable[[int], None]] = {
+    "oom": out_of_memory,
+    "resources": lambda at_launch: out_of_memory(at_launch, OUT_OF_RESOURCES),
+    "lost": device_lost,
+}
+_LASTING: dict[str, Callable[[], None]] = {
+    "mem_get_info": mem_get_info,
+    "exhaustion_20": lambda: exhaustion(DEVICE_LOST),
+    "exhaustion_39": lambda: exhaustion(OUT_OF_DEVICE_MEMORY),
+    "exhaustion_40": lambda: exhaustion(OUT_OF_RESOURCES),
+    "properties_crash": lambda: properties("crash"),
+    "properties_hang": lambda: properties("hang"),
+    "no_xccl": no_xccl,
+}
 
 
 def order_from_environment() -> None:
     """Order what `XPU_SIMULATOR_FAULTS` lists, for processes that only the environment reaches.
 
-    The list is separated by commas: `oom@120`, `resources@120`, `lost@300`, `mem_get_info`.
+    The list is separated by commas: `oom@120`, `resources@120`, `lost@300`, and without a number `mem_get_info`,
+    `exhaustion_20`, `exhaustion_39`, `exhaustion_40`, `properties_crash`, `properties_hang`, `no_xccl`.
 
     Raises:
         ValueError: An entry is none of these.
     """
     for entry in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
-        kind, _, launch = entry.partition("@")
-        at_launch = int(launch or 1)
-        if kind == "oom":
-            out_of_memory(at_launch)
-        elif kind == "resources":
-            out_of_memory(at_launch, OUT_OF_RESOURCES)
-        elif kind == "lost":
-            device_lost(at_launch)
-        elif kind == "mem_get_info":
-            mem_get_info()
+        kind, at, launch = entry.partition("@")
+        if kind in _ORDERS:
+            _ORDERS[kind](int(launch or 1))
+        elif kind in _LASTING and not at:
+            _LASTING[kind]()
         else:
-            raise ValueError(
-                f"{VARIABLE} has {entry!r}; it takes oom@N, resources@N, lost@N and mem_get_info, separated by commas."
-            )
+            known = ", ".join([*(f"{name}@N" for name in _ORDERS), *_LASTING])
+            raise ValueError(f"{VARIABLE} has {entry!r}; it takes {known}, separated by commas.")

@@ -23,8 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
-    config.addinivalue_line("markers", "xpu_profile(name): which GPU the fixture `xpu` simulates (default: arc-b580)")
+    """Declare the markers."""
+    for marker in (
+        "xpu_profile(name): which GPU the fixture `xpu` simulates (default: arc-b580)",
+        "xpu_quirks(*names): which wrong results it gives (default: none, see quirks.py)",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -53,12 +57,13 @@ def xpu(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if _has_real_xpu():
         yield from _real_device(request)
         return
-    from . import counters, faults
+    from . import counters, faults, quirks
     from .activation import DEFAULT_PROFILE, activate, use_profile
 
+    ordered = [name for each in request.node.iter_markers("xpu_quirks") for name in each.args]
     marker = request.node.get_closest_marker("xpu_profile")
     activate()
-    with use_profile(marker.args[0] if marker else DEFAULT_PROFILE):
+    with use_profile(marker.args[0] if marker else DEFAULT_PROFILE), quirks.ordered(*ordered):
         import torch
 
         faults.clear()

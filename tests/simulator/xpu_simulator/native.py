@@ -21,7 +21,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "require_initialization": (None, []),
     "hand_out_default_generators": (None, [_INT]),
     "last_error": (_TEXT, []),
-    "add_device": (None, [_TEXT, _LONG, _LONG, _INT, _INT]),
+    "add_device": (None, [_TEXT, _LONG, _LONG, _INT, _INT, _INT, _INT]),
     "set_machine": (None, []),
     "physical_index": (_INT, [_INT]),
     "device_count": (_INT, []),
@@ -43,6 +43,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "order_device_lost": (None, [_LONG]),
     "order_no_free_memory_query": (None, []),
     "clear_faults": (None, []),
+    "order_exhaustion": (None, [_INT]),
+    "order_quirks": (_INT, [_TEXT]),
+    "forget_primitives": (None, []),
     "counters": (_TEXT, []),
     "set_listener": (None, [ctypes.c_void_p]),
 }

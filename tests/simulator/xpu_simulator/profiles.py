@@ -6,12 +6,25 @@ torch-xpu-ops#3891; the A770's memory: intel-xpu-backend-for-triton#7477), and I
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 MB = 1 << 20
 GB = 1 << 30
 
 MAX_DEVICES = 16  # as many as csrc/runtime/device.h has room for
+
+PROPERTIES_SINCE: dict[str, tuple[tuple[int, int], str]] = {
+    "architecture": ((2, 6), "pytorch#138186"),
+    "device_id": ((2, 9), "pytorch#161392"),
+    "uuid": ((2, 9), "pytorch#161392"),
+    "local_mem_size": ((2, 11), "pytorch#171967"),
+    "memory_clock_rate": ((2, 11), "pytorch#171967"),
+    "memory_bus_width": ((2, 11), "pytorch#171967"),
+    "last_level_cache_size": ((2, 13), "pytorch#184499"),
+    "is_integrated_gpu": ((2, 13), "pytorch#182624"),
+}
+"""The properties that torch 2.5 doesn't tell, with the first release that does and where that can be read."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,19 @@ class Profile:
         devices: How many devices the machine has.
         max_allocation: The size in bytes from which Level Zero refuses a single allocation; 0 for no such limit.
         reports_free_memory: Whether `mem_get_info` works; it raises otherwise.
+        reports_no_memory_free: Whether it says that 0 bytes are free, whatever is.
+        exhaustion: The error of the unified runtime (20, 39 or 40) that a kernel raises once memory has run out, where
+            the driver gives more than there is; 0 where torch's allocator raises.
+        without: Properties that torch doesn't tell here, beside those that came after its release.
     """
 
     properties: Properties | None
     devices: int = 1
     max_allocation: int = 0
     reports_free_memory: bool = True
+    reports_no_memory_free: bool = False
+    exhaustion: int = 0
+    without: frozenset[str] = frozenset()
 
 
 PROFILES: dict[str, Profile] = {
@@ -166,6 +186,52 @@ PROFILES: dict[str, Profile] = {
         devices=2,
     ),
     "none": Profile(None, devices=0),
+}
+
+
+def _variant(of: str, properties: dict[str, Any] | None = None, **more: Any) -> Profile:
+    """Return a profile that differs from another in what is named."""
+    base = PROFILES[of]
+    assert base.properties is not None
+    return replace(base, properties=replace(base.properties, **properties or {}), **more)
+
+
+PROFILES |= {
+    # A Core Ultra 7 258V under Linux and a torch before 2.13: the name is no product's, is_integrated_gpu isn't there,
+    # and mem_get_info raises (pytorch#159728, #162909). Xe2 as the B580 is.
+    "lunar-lake": _variant(
+        "arc-b580",
+        {
+            "name": "Intel(R) Graphics [0x64a0]",
+            "device_id": 0x64A0,
+            "version": "20.4.4",
+            "total_memory": 28 * GB,
+            "max_compute_units": 64,
+            "gpu_eu_count": 64,
+            "gpu_subslice_count": 8,
+            "last_level_cache_size": 8 * MB,
+            "memory_clock_rate": 0,
+            "is_integrated_gpu": True,
+        },
+        reports_free_memory=False,
+        without=frozenset({"is_integrated_gpu"}),
+    ),
+    # Without libocloc every extension is answered with no (pytorch#196074).
+    "arc-a770-no-matrix": _variant(
+        "arc-a770",
+        {
+            "has_bfloat16_conversions": False,
+            "has_subgroup_matrix_multiply_accumulate": False,
+            "has_subgroup_matrix_multiply_accumulate_tensor_float32": False,
+            "has_subgroup_2d_block_io": False,
+        },
+    ),
+    # Discrete, and yet without figures, as a B70 with torch 2.7.1 (InvokeAI#9401) and cards in containers
+    # (ComfyUI#9024).
+    "arc-b580-no-free": _variant("arc-b580", reports_free_memory=False),
+    # vLLM read 0 by a query of its own, on B60s, B70s and a Max 1550 (vLLM#49482, #53990, #47820), where torch's was
+    # right; torch's has been wrong otherwise (pytorch#161381).
+    "arc-b580-zero-free": _variant("arc-b580", reports_no_memory_free=True),
 }
 
 

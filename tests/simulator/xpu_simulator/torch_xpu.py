@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import native, profiles
+from . import faults, native, profiles
 
 TORCH_VERSION_XPU = "20260000"  # the SYCL compiler's version, in torch.version.xpu of XPU builds
 
@@ -26,29 +26,64 @@ def _lost() -> None:
 
 
 class DeviceProperties:
-    """Stands for `torch._C._XpuDeviceProperties`: the profile's properties, with an identity."""
+    """Stands for `torch._C._XpuDeviceProperties`: the profile's properties, with an identity.
 
-    def __init__(self, properties: profiles.Properties, index: int, total_memory: int) -> None:
-        for each in fields(properties):
-            setattr(self, each.name, getattr(properties, each.name))
-        self.total_memory = total_memory
-        self.sub_group_sizes = list(properties.sub_group_sizes)
-        self.architecture = properties.architecture
-        self.uuid = f"8680{properties.device_id:04x}-0000-0000-0000-{index + 1:012x}"
+    It has those that this release of torch tells.
+    """
+
+    def __init__(self, properties: profiles.Properties, index: int, total_memory: int, hidden: frozenset[str]) -> None:
+        known: dict[str, Any] = {
+            **{each.name: getattr(properties, each.name) for each in fields(properties)},
+            "total_memory": total_memory,
+            "sub_group_sizes": list(properties.sub_group_sizes),
+            "architecture": properties.architecture,
+            "uuid": f"8680{properties.device_id:04x}-0000-0000-0000-{index + 1:012x}",
+        }
+        vars(self).update({name: value for name, value in known.items() if name not in hidden})
 
     def __repr__(self) -> str:
-        it: Any = self
-        return (
-            f"_XpuDeviceProperties(name='{it.name}', platform_name='{it.platform_name}', type='{it.type}', "
-            f"device_id=0x{it.device_id:X}, uuid={it.uuid}, driver_version='{it.driver_version}', "
-            f"total_memory={it.total_memory >> 20}MB, local_mem_size={it.local_mem_size >> 10}KB, "
-            f"last_level_cache_size={it.last_level_cache_size >> 10}KB, max_compute_units={it.max_compute_units}, "
-            f"memory_clock_rate={it.memory_clock_rate}MHz, memory_bus_width={it.memory_bus_width}-bit, "
-            f"gpu_eu_count={it.gpu_eu_count}, gpu_subslice_count={it.gpu_subslice_count}, "
-            f"max_work_group_size={it.max_work_group_size}, max_num_sub_groups={it.max_num_sub_groups}, "
-            f"sub_group_sizes=[{' '.join(map(str, it.sub_group_sizes))}], has_fp16={it.has_fp16:d}, "
-            f"has_fp64={it.has_fp64:d}, has_atomic64={it.has_atomic64:d}, is_integrated_gpu={it.is_integrated_gpu:d})"
-        )
+        shown = {name: show(value) for name, show in _SHOWN.items() if (value := vars(self).get(name)) is not None}
+        return f"_XpuDeviceProperties({', '.join(f'{name}={text}' for name, text in shown.items())})"
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size >> 10}KB"
+
+
+# What a description shows, in torch's order.
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "name": repr,
+    "platform_name": repr,
+    "type": repr,
+    "device_id": lambda number: f"0x{number:X}",
+    "uuid": str,
+    "driver_version": repr,
+    "total_memory": lambda size: f"{size >> 20}MB",
+    "local_mem_size": _kilobytes,
+    "last_level_cache_size": _kilobytes,
+    "max_compute_units": str,
+    "memory_clock_rate": lambda rate: f"{rate}MHz",
+    "memory_bus_width": lambda width: f"{width}-bit",
+    "gpu_eu_count": str,
+    "gpu_subslice_count": str,
+    "max_work_group_size": str,
+    "max_num_sub_groups": str,
+    "sub_group_sizes": lambda sizes: f"[{' '.join(map(str, sizes))}]",
+    "has_fp16": lambda has: f"{has:d}",
+    "has_fp64": lambda has: f"{has:d}",
+    "has_atomic64": lambda has: f"{has:d}",
+    "is_integrated_gpu": lambda is_one: f"{is_one:d}",
+}
+
+
+def _release() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def hidden_properties(release: tuple[int, int], without: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Return the names of properties that a release of torch doesn't tell of a device."""
+    return without | {name for name, (since, _) in profiles.PROPERTIES_SINCE.items() if release < since}
 
 
 class StreamBase(torch.Stream):
@@ -142,11 +177,25 @@ def _init() -> None:
 def _properties(index: int) -> DeviceProperties:
     from .activation import CAPACITY_VARIABLE, current_profile
 
-    properties = current_profile().properties
+    faults.before_properties()
+    profile = current_profile()
+    properties = profile.properties
     if properties is None or not 0 <= index < native.call("device_count"):
         raise RuntimeError(f"The device index is out of range. It must be in [0, {native.call('device_count')}).")
     total = int(os.environ.get(CAPACITY_VARIABLE) or properties.total_memory)
-    return DeviceProperties(properties, native.call("physical_index", index), total)
+    hidden = hidden_properties(_release(), profile.without)
+    return DeviceProperties(properties, native.call("physical_index", index), total, hidden)
+
+
+def _count_before_initialization(visible: list[int]) -> int:
+    """Stand for the count by Level Zero's Sysman: it knows all GPUs of the machine, and `ZE_AFFINITY_MASK` only.
+
+    torch 2.14 asks it until it is initialized (torch/xpu/__init__.py), so that `ONEAPI_DEVICE_SELECTOR` counts later.
+    """
+    from .activation import current_profile
+
+    devices = current_profile().devices
+    return sum(index < devices for index in visible) if devices else -1
 
 
 def _set_device(index: int) -> None:
@@ -236,6 +285,8 @@ def install() -> None:
         _maybe_exchange_device=_exchange_device,
         _is_in_bad_fork=functions["_xpu_isInBadFork"],
     )
+    if hasattr(torch.xpu, "_raw_device_count_zes"):
+        vars(torch.xpu)["_raw_device_count_zes"] = _count_before_initialization
     # A build with two accelerators is refused here and there; this one had no GPU for the other anyway.
     vars(torch.cuda)["_is_compiled"] = lambda: False
     torch.version.xpu = TORCH_VERSION_XPU

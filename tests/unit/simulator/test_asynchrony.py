@@ -103,11 +103,22 @@ def test_a_copy_to_the_host_lands_with_the_synchronisation(late):
     assert host.tolist() == pinned.tolist() == [0, 1, 2]
 
 
-def test_pageable_memory_and_blocking_copies_are_not_late(late):
+def test_blocking_copies_are_not_late(late):
     side = torch.xpu.Stream()
     with torch.xpu.stream(side):
-        copies = [torch.ones(2).to(late, non_blocking=True), _pinned(1.0, 1.0).to(late), torch.ones(2).to(late)]
-    assert [(x * 1).tolist() for x in copies] == [[1, 1]] * 3
+        copies = [_pinned(1.0, 1.0).to(late), torch.ones(2).to(late)]
+    assert [(x * 1).tolist() for x in copies] == [[1, 1]] * 2
+
+
+def test_pageable_memory_is_read_at_once_and_its_copy_lands_late(late):
+    side = torch.xpu.Stream()
+    host = torch.ones(2)
+    with torch.xpu.stream(side):
+        copy = host.to(late, non_blocking=True)
+    host.zero_()
+    assert _is_poison((copy * 1).cpu())
+    side.synchronize()
+    assert copy.tolist() == [1, 1]
 
 
 def test_copies_of_one_stream_keep_their_order(late):

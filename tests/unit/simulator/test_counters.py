@@ -190,3 +190,88 @@ def test_a_process_reports_at_its_end(tmp_path):
     assert report["launches"] == 2
     assert report["item_syncs"] == 1
     assert report["h2d"]["pageable blocking"] == 0
+
+
+@pytest.mark.parametrize("form", ["foreach", "fused"])
+def test_kernels_over_lists_have_two_copies_and_two_barriers_each(form, xpu):
+    parameters = [torch.nn.Parameter(torch.ones(4, device=xpu)) for _ in range(5)]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.SGD(parameters, momentum=0.9, **{form: True})
+    optimizer.step()
+    with xpu_simulator.count() as counts:
+        optimizer.step()
+    assert counts.launches > 0
+    assert counts.metadata_copies == counts.barriers == 2 * counts.launches
+    assert sum(counts.h2d.values()) == 0
+
+
+def test_a_copy_to_the_device_is_a_barrier_unless_it_blocks(xpu):
+    pageable, pinned = torch.ones(8), torch.ones(8).pin_memory()
+    with xpu_simulator.count() as counts:
+        for host in (pageable, pinned):
+            host.to(xpu)
+            host.to(xpu, non_blocking=True)
+    assert (counts.barriers, counts.metadata_copies) == (2, 0)
+
+
+def test_a_pageable_copy_that_doesn_t_block_is_no_wait(xpu):
+    with xpu_simulator.count() as counts:
+        torch.ones(8).to(xpu, non_blocking=True)
+    assert not counts.syncs
+
+
+def test_convolutions_are_compiled_once_for_each_shape_type_and_layout(xpu):
+    layer = torch.nn.Conv2d(4, 8, 3).to(xpu)
+    image = torch.rand(2, 4, 8, 8, device=xpu, requires_grad=True)
+    with xpu_simulator.count() as counts:
+        layer(image).sum().backward()
+    assert counts.primitive_misses == 3  # forwards, and a gradient each of image and weight
+    assert counts.compile_seconds > 0
+    with xpu_simulator.count() as counts:
+        layer(image).sum().backward()
+    assert (counts.primitive_misses, counts.primitive_hits) == (0, 3)
+    for other in (image[:1], image[..., 1:], image.contiguous(memory_format=torch.channels_last)):
+        with torch.no_grad(), xpu_simulator.count() as counts:
+            layer(other)
+        assert counts.primitive_misses == 1
+    with torch.no_grad(), torch.autocast("xpu", torch.bfloat16), xpu_simulator.count() as counts:
+        layer(image)
+    assert counts.primitive_misses == 1
+
+
+@pytest.mark.parametrize(("capacity", "misses"), [(None, 0), ("3", 4)])
+def test_the_least_recently_used_kernel_is_compiled_again(capacity, misses, xpu, monkeypatch):
+    if capacity:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", capacity)
+    with xpu_simulator.use_profile("arc-b580"):
+        products = [torch.rand(n, n, device=xpu) for n in range(2, 6)]
+        for _ in range(2):
+            with xpu_simulator.count() as counts:
+                for product in products:
+                    product @ product
+    assert (counts.primitive_misses, counts.primitive_hits) == (misses, 4 - misses)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_uninitialized_memory_is_filled_in_deterministic_mode_by_a_kernel(xpu, deterministic):
+    with xpu_simulator.count() as counts:
+        made = [
+            torch.empty(3, device=xpu),
+            torch.empty_strided((2, 2), (1, 2), device=xpu),
+            torch.empty_like(torch.ones(2, device=xpu)),
+        ]
+    assert counts.launches == len(made) + 2  # and one made of ones, first filled
+    assert all(each.isnan().all().item() for each in made)
+    assert torch.empty(2, dtype=torch.long, device=xpu).tolist() == [torch.iinfo(torch.long).max] * 2
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    with xpu_simulator.count() as counts:
+        torch.empty(3, device=xpu)
+    assert counts.launches == 0

@@ -1,14 +1,17 @@
 """Each profile is the GPU that it names."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from textwrap import dedent
 
 import pytest
 import torch
 
 import xpu_simulator
+from xpu_simulator import torch_xpu
 from xpu_simulator.profiles import PROFILES
 
 
@@ -36,6 +39,7 @@ def test_a_profile_s_properties_are_those_that_torch_reports(name, xpu):
         assert "simulated" in reported.platform_name
         assert repr(reported).startswith(f"_XpuDeviceProperties(name='{reported.name}'")
         assert torch.xpu.get_device_capability(0)["device_id"] == reported.device_id
+        assert not [name for name in profile.without if hasattr(reported, name)]
         assert torch.xpu.is_tf32_supported() == reported.has_subgroup_matrix_multiply_accumulate
         assert torch.xpu.is_bf16_supported()
 
@@ -43,7 +47,8 @@ def test_a_profile_s_properties_are_those_that_torch_reports(name, xpu):
 @pytest.mark.parametrize(
     "compute",
     [
-        lambda x: x.double(),
+        lambda x: x.double() * 2,
+        lambda x: x.double().reciprocal(),
         lambda x: x.to("cpu").double().to(x.device) + 1,
         lambda x: torch.zeros(3, dtype=torch.float64, device=x.device),
         lambda x: torch.arange(3, dtype=torch.float64, device=x.device),
@@ -54,6 +59,41 @@ def test_a_profile_s_properties_are_those_that_torch_reports(name, xpu):
 def test_without_fp64_a_float64_kernel_is_refused(compute, xpu):
     with pytest.raises(RuntimeError, match="Required aspect fp64 is not supported on the device"):
         compute(torch.ones(3, device=xpu))
+
+
+@pytest.mark.xpu_profile("arc-a770")
+def test_without_fp64_numbers_can_still_be_converted_to_float64_and_back(xpu):
+    x = torch.tensor([1.5, 2.5], device=xpu)
+    assert x.double().cpu().dtype == torch.float64
+    assert x.double().float().tolist() == [1.5, 2.5]
+
+
+def _scaler_update(x):
+    torch._amp_update_scale_(x.sum(), torch.zeros((), dtype=torch.int32, device=x.device), x.sum() * 0, 2.0, 0.5, 10)
+
+
+def _fused_step(kind, lr=0.1):
+    def compute(x):
+        parameter = torch.nn.Parameter(x.clone())
+        parameter.grad = torch.ones_like(parameter)
+        kind([parameter], lr=lr, fused=True).step()
+
+    return compute
+
+
+DOUBLE_INSIDE = {
+    "the scaler's update": _scaler_update,
+    **{f"fused {kind.__name__}": _fused_step(kind) for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)},
+}
+
+
+@pytest.mark.parametrize("name", DOUBLE_INSIDE)
+def test_kernels_that_compute_in_double_inside_need_fp64(name, xpu):
+    DOUBLE_INSIDE[name](torch.ones(3, device=xpu))
+    with xpu_simulator.use_profile("arc-a770"):
+        x = torch.ones(3, device=xpu)
+        with pytest.raises(RuntimeError, match="Required aspect fp64 is not supported on the device"):
+            DOUBLE_INSIDE[name](x)
 
 
 @pytest.mark.xpu_profile("arc-a770")
@@ -76,6 +116,50 @@ def test_an_integrated_gpu_can_t_tell_its_free_memory(xpu):
     assert properties.is_integrated_gpu
     assert not properties.has_bfloat16_conversions
     assert not properties.has_subgroup_matrix_multiply_accumulate
+
+
+@pytest.mark.xpu_profile("lunar-lake")
+def test_a_lunar_lake_under_linux_has_a_bracketed_name_and_doesn_t_say_that_it_is_integrated(xpu):
+    properties = torch.xpu.get_device_properties()
+    assert properties.name == "Intel(R) Graphics [0x64a0]"
+    assert not hasattr(properties, "is_integrated_gpu")
+    with pytest.raises(RuntimeError, match="free memory"):
+        torch.xpu.mem_get_info()
+
+
+@pytest.mark.xpu_profile("arc-a770-no-matrix")
+def test_without_libocloc_no_extension_is_seen(xpu):
+    properties = torch.xpu.get_device_properties()
+    seen = [name for name in vars(properties) if name.startswith(("has_subgroup", "has_bfloat16"))]
+    assert len(seen) == 4
+    assert not [name for name in seen if getattr(properties, name)]
+    assert "A770" in properties.name
+
+
+def test_a_discrete_gpu_may_have_no_figures_of_its_free_memory_or_wrong_ones(xpu):
+    with xpu_simulator.use_profile("arc-b580-no-free"), pytest.raises(RuntimeError, match="free memory"):
+        torch.xpu.mem_get_info()
+    with xpu_simulator.use_profile("arc-b580-zero-free"):
+        assert torch.xpu.mem_get_info() == (0, torch.xpu.get_device_properties().total_memory)
+        assert not torch.xpu.get_device_properties().is_integrated_gpu
+
+
+@pytest.mark.parametrize(
+    ("release", "told", "hidden"),
+    [
+        ((2, 5), "driver_version", "architecture"),
+        ((2, 8), "architecture", "device_id"),
+        ((2, 9), "uuid", "local_mem_size"),
+        ((2, 12), "memory_clock_rate", "is_integrated_gpu"),
+        ((2, 13), "is_integrated_gpu", None),
+    ],
+)
+def test_properties_are_those_of_the_release(release, told, hidden, xpu, monkeypatch):
+    monkeypatch.setattr(torch_xpu, "_release", lambda: release)
+    properties = torch.xpu.get_device_properties()
+    assert hasattr(properties, told)
+    assert hidden is None or not hasattr(properties, hidden)
+    assert hidden is None or f"{hidden}=" not in repr(properties)
 
 
 @pytest.mark.xpu_profile("none")
@@ -120,13 +204,50 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
 def test_the_environment_selects_devices(variable, value, devices, xpu, monkeypatch):
     monkeypatch.setenv(variable, value)
     with xpu_simulator.use_profile("max-1550"):
-        assert torch.xpu.device_count() == torch.accelerator.device_count() == len(devices)
+        _initialize()
         chosen = [torch.xpu.get_device_properties(i).uuid for i in range(len(devices))]
         assert [int(uuid[-1]) - 1 for uuid in chosen] == devices
+        with pytest.raises(RuntimeError):
+            torch.xpu.get_device_properties(len(devices))
 
 
-def test_a_selection_made_after_the_first_question_comes_too_late(xpu, monkeypatch):
+def _initialize():
+    with contextlib.suppress(RuntimeError):
+        torch.xpu.init()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "before", "after"),
+    [
+        ("ZE_AFFINITY_MASK", "1", 1, 1),
+        ("ONEAPI_DEVICE_SELECTOR", "level_zero:1", 2, 1),
+        ("ONEAPI_DEVICE_SELECTOR", "opencl:*", 2, 2),  # nothing to initialize: it stays at Sysman's answer
+    ],
+)
+def test_before_initialization_devices_are_counted_without_the_selector(variable, value, before, after):
+    code = """
+        import torch
+        print(torch.xpu.device_count(), torch.xpu.is_available())
+        try:
+            torch.xpu.init()
+        except RuntimeError as error:
+            print(error)
+        else:
+            print("initialized")
+        print(torch.xpu.device_count())
+    """
+    environment = {**os.environ, "XPU_SIMULATOR": "max-1550", variable: value}
+    done = subprocess.run([sys.executable, "-c", dedent(code)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counted, initialized, counted_again = done.stdout.splitlines()
+    assert counted == f"{before} True"
+    assert initialized == ("No XPU devices are available." if value == "opencl:*" else "initialized")
+    assert counted_again == str(after)
+
+
+def test_a_selection_made_after_initialization_comes_too_late(xpu, monkeypatch):
     with xpu_simulator.use_profile("max-1550"):
+        torch.xpu.init()
         assert torch.xpu.device_count() == 2
         monkeypatch.setenv("ZE_AFFINITY_MASK", "0")
         assert torch.xpu.device_count() == 2

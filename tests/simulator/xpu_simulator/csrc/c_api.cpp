@@ -10,6 +10,8 @@
 #include "runtime/errors.h"
 #include "runtime/faults.h"
 #include "runtime/memory.h"
+#include "runtime/primitives.h"
+#include "runtime/quirks.h"
 #include "runtime/streams.h"
 
 #define XPUSIM_API extern "C" __attribute__((visibility("default")))
@@ -50,13 +52,17 @@ XPUSIM_API void xpusim_add_device(
     int64_t capacity,
     int64_t max_allocation,
     int has_fp64,
-    int reports_free_memory) {
+    int reports_free_memory,
+    int reports_no_memory_free,
+    int exhaustion_error) {
   xpusim::DeviceConfig config;
   config.name = name;
   config.capacity = capacity;
   config.max_allocation = max_allocation;
   config.has_fp64 = has_fp64 != 0;
   config.reports_free_memory = reports_free_memory != 0;
+  config.reports_no_memory_free = reports_no_memory_free != 0;
+  config.exhaustion_error = exhaustion_error;
   g_machine.push_back(std::move(config));
 }
 
@@ -140,6 +146,7 @@ XPUSIM_API double xpusim_memory_fraction(int device) {
 
 XPUSIM_API void xpusim_set_memory_fraction(int device, double fraction) {
   xpusim::device_config(device).memory_fraction = fraction;
+  xpusim::device_config(device).memory_fraction_is_set = true;
 }
 
 // ---- faults
@@ -156,8 +163,22 @@ XPUSIM_API void xpusim_order_no_free_memory_query() {
   xpusim::order_no_free_memory_query();
 }
 
+XPUSIM_API void xpusim_order_exhaustion(int error) {
+  xpusim::order_exhaustion(error);
+}
+
+XPUSIM_API int xpusim_order_quirks(const char* names) {
+  return guarded([&] { xpusim::order_quirks(names); });
+}
+
 XPUSIM_API void xpusim_clear_faults() {
   xpusim::clear_faults();
+}
+
+// ---- oneDNN
+
+XPUSIM_API void xpusim_forget_primitives() {
+  xpusim::forget_primitives();
 }
 
 // ---- counters

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <mutex>
 #include <set>
+#include <sstream>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -15,8 +16,11 @@
 #include "../runtime/device.h"
 #include "../runtime/errors.h"
 #include "../runtime/faults.h"
+#include "../runtime/primitives.h"
+#include "../runtime/quirks.h"
 #include "../runtime/streams.h"
 #include "backend.h"
+#include "spoiler.h"
 
 namespace xpusim {
 namespace {
@@ -27,6 +31,8 @@ using c10::IValue;
 using torch::jit::Stack;
 
 enum class Softmax { kNone, kForward, kBackward };
+// What oneDNN has primitives for: a product or a convolution is one, a convolution's backward pass one for each gradient.
+enum class Primitives { kNone, kOne, kGradients };
 
 // What the fallback has to know of an operator, read from its schema once.
 struct Operator {
@@ -37,6 +43,10 @@ struct Operator {
   bool takes_host_indices = false;
   bool result_shape_depends_on_data = false;
   bool computes_in_float = false;
+  bool computes_in_double = false;
+  bool takes_lists = false;
+  Primitives primitives = Primitives::kNone;
+  Spoilable spoilable = Spoilable::kNothing;
   Softmax softmax = Softmax::kNone;
   c10::SmallVector<bool, 8> is_written;            // for every argument
   c10::SmallVector<int, 2> generator_arguments;
@@ -71,6 +81,28 @@ bool computes_in_float(const std::string& name) {
       "aten::convolution_overrideable", "aten::convolution_backward_overrideable", "aten::mm", "aten::addmm",
       "aten::bmm", "aten::baddbmm"};
   return kNames.count(name) != 0;
+}
+
+bool takes_lists(const std::string& name) {
+  static const char* const kPrefixes[] = {"aten::_foreach_", "aten::_fused_", "aten::_amp_foreach_"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](const char* p) { return starts_with(name, p); });
+}
+
+Primitives primitives_of(const std::string& name) {
+  if (name == "aten::convolution_backward_overrideable") {
+    return Primitives::kGradients;
+  }
+  return computes_in_float(name) ? Primitives::kOne : Primitives::kNone;
+}
+
+// Kernels that compute with numbers of the host in double, whatever the tensors hold: `double lr, beta1 …` in
+// torch-xpu-ops' FusedAdamUtils.h, FusedSgdKernels.cpp and FusedAdagradKernels.cpp, `double growth_factor_` in
+// AmpKernels.cpp (2.5 … 2.14, read at ab84f925a).
+bool computes_in_double(const std::string& name) {
+  static const char* const kPrefixes[] = {
+      "aten::_amp_update_scale", "aten::_fused_adam_", "aten::_fused_adamw_", "aten::_fused_sgd_",
+      "aten::_fused_adagrad_"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](const char* p) { return starts_with(name, p); });
 }
 
 Softmax softmax_kind(const std::string& name) {
@@ -109,6 +141,10 @@ std::unique_ptr<Operator> describe(const c10::OperatorHandle& op, const std::str
   made->takes_host_indices = takes_host_indices(name);
   made->result_shape_depends_on_data = waits_for_result(name);
   made->computes_in_float = computes_in_float(name);
+  made->computes_in_double = computes_in_double(name);
+  made->spoilable = spoilable(name);
+  made->takes_lists = takes_lists(name);
+  made->primitives = primitives_of(name);
   made->softmax = softmax_kind(name);
   return made;
 }
@@ -174,6 +210,13 @@ Tensor cast(const Tensor& tensor, at::ScalarType type) {
 bool is_double(const Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kComplexDouble;
 }
+
+// Nothing above the CPU's kernels sees what is called.
+class NoDispatch {
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_{
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset};
+};
 
 // What the arguments tell of the call.
 struct Arguments {
@@ -286,6 +329,25 @@ void insert_bias_sizes(Stack* stack, size_t base) {
   stack->insert(stack->begin() + static_cast<ptrdiff_t>(base) + 3, IValue(std::vector<int64_t>{channels}));
 }
 
+// What a primitive depends on: of a tensor its type, its sizes and its layout.
+void write_key(std::ostream& out, const IValue& argument) {
+  if (argument.isTensor() && argument.toTensor().defined()) {
+    const Tensor& tensor = argument.toTensor();
+    out << ' ' << tensor.scalar_type() << tensor.sizes();
+    if (tensor.dim() < 4) {
+      out << tensor.strides();
+    } else {
+      out << tensor.suggest_memory_format();
+    }
+  } else if (argument.isIntList()) {
+    out << ' ' << at::IntArrayRef(argument.toIntVector());
+  } else if (argument.isInt()) {
+    out << ' ' << argument.toInt();
+  } else if (argument.isBool()) {
+    out << ' ' << argument.toBool();
+  }
+}
+
 // One call of an operator, from the device's tensors on the stack to the device's results on it.
 class HostCall {
  public:
@@ -332,10 +394,24 @@ class HostCall {
     if (seen_.any_double) {
       count_float64(op_.counters, device());
     }
+    if (op_.computes_in_double) {
+      require_fp64(device());
+    }
+    if (op_.takes_lists) {
+      count_list_metadata();
+    }
+    if (op_.primitives != Primitives::kNone) {
+      count_primitives();
+    }
   }
 
   // Copies that a real device wouldn't make lie in the host's memory, not in the device's.
   void run(const c10::OperatorHandle& target, Adapt adapt) {
+    std::optional<Spoiler> spoiler;
+    if (any_quirk()) {
+      const NoDispatch guard;
+      spoiler.emplace(op_.spoilable, &at(0), n_arguments_);
+    }
     std::optional<at::ScalarType> cast_from;
     if (op_.computes_in_float) {
       cast_from = cast_to_float(&at(0), n_arguments_);
@@ -345,12 +421,15 @@ class HostCall {
       insert_bias_sizes(stack_, base_);
     }
     {
-      const c10::impl::ExcludeDispatchKeyGuard no_autograd(
-          c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset);
+      const NoDispatch guard;
       const KernelScope scope(cast_from || cast_result ? KernelScope::kHost : device());
       target.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
     }
     base_ = stack_->size() - n_results_;
+    if (spoiler) {
+      const NoDispatch guard;
+      spoiler->spoil(&at(0));
+    }
     const KernelScope scope(device());
     if (cast_from) {
       cast_from_float(&at(0), n_results_, *cast_from);
@@ -376,12 +455,33 @@ class HostCall {
         return on_device;
       });
     }
+    if (has_quirk(Quirk::kCorruptEmptyCache) && !op_.is_view) {
+      note_writes();
+    }
     if (any_double && !seen_.any_double && !op_.is_view) {
       count_float64(op_.counters, device());
     }
   }
 
  private:
+  void count_primitives() {
+    std::ostringstream key;
+    key << op_.counters.name;
+    for (size_t i = 0; i < n_arguments_; i++) {
+      write_key(key, at(i));
+    }
+    if (op_.primitives == Primitives::kOne) {
+      use_primitive(key.str());
+      return;
+    }
+    const auto wanted = at(n_arguments_ - 1).toBoolList();
+    for (size_t gradient = 0; gradient < 2; gradient++) {  // the bias' is a sum
+      if (wanted[gradient]) {
+        use_primitive(key.str() + (gradient == 0 ? " of the input" : " of the weight"));
+      }
+    }
+  }
+
   // An argument before the kernel, a result after it.
   IValue& at(size_t i) {
     return *(stack_->data() + base_ + i);
@@ -426,6 +526,19 @@ class HostCall {
     }
   }
 
+  void note_writes() {
+    const auto note = [](const Tensor& tensor) {
+      note_written(tensor);
+      return tensor;
+    };
+    for (size_t i = 0; i < n_results_; i++) {
+      map_tensors(at(i), note);
+    }
+    for (Written& argument : written_) {
+      map_tensors(argument.device, note);
+    }
+  }
+
   const IValue& argument_as_it_came(int which) const {
     const auto found = std::find_if(
         written_.begin(), written_.end(), [&](const Written& argument) { return argument.argument == which; });
@@ -455,14 +568,32 @@ void launch_kernel(OperatorCounters& counters, int device) {
   before_kernel({device, current_stream(device)});
 }
 
-void count_float64(OperatorCounters& counters, int device) {
-  counters.float64.fetch_add(1, std::memory_order_relaxed);
+void require_fp64(int device) {
   if (!has_fp64(device)) {
     throw DeviceError("Required aspect fp64 is not supported on the device");
   }
 }
 
+void count_float64_conversion(OperatorCounters& counters) {
+  counters.float64.fetch_add(1, std::memory_order_relaxed);
+}
+
+void count_float64(OperatorCounters& counters, int device) {
+  count_float64_conversion(counters);
+  require_fp64(device);
+}
+
+void count_list_metadata() {
+  constexpr int64_t kCopies = 2;
+  count(Counter::kMetadataCopies, kCopies);
+  count(Counter::kBarriers, kCopies);
+}
+
+// Copy.cpp stages pageable memory in pinned memory where a copy doesn't block, and records an event either way.
 void count_host_to_device(bool pinned, bool non_blocking, size_t bytes) {
+  if (non_blocking) {
+    count(Counter::kBarriers);
+  }
   if (pinned) {
     count(non_blocking ? Counter::kH2DPinnedNonBlocking : Counter::kH2DPinnedBlocking);
     notify(non_blocking ? "h2d pinned non_blocking" : "h2d pinned blocking");

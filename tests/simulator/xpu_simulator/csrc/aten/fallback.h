@@ -28,6 +28,14 @@ void run_on_host(
 void launch_kernel(OperatorCounters& counters, int device);
 // A kernel that computes in float64: counted, and refused where the device can't.
 void count_float64(OperatorCounters& counters, int device);
+// A kernel that only converts to or from float64: counted, and allowed anywhere. torch-xpu-ops is built with
+// -fsycl-fp64-conv-emu for DG2 (BuildFlags.cmake), which emulates conversions, and nothing else (intel/llvm#13912).
+void count_float64_conversion(OperatorCounters& counters);
+void require_fp64(int device);
+
+// A kernel over a list of tensors: its addresses and its chunks are copied from pinned memory before it, each with an
+// event by which the host's allocator knows when they were read (torch-xpu-ops' MultiTensorApply.h).
+void count_list_metadata();
 
 // A copy between host and device.
 void count_host_to_device(bool pinned, bool non_blocking, size_t bytes);

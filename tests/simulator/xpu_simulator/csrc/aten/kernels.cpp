@@ -1,8 +1,11 @@
 // The operators that are more than a computation: those that make, resize or view memory, copy, or wait; and those for
 // which ATen asks accelerators for another operator than the CPU.
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/Resize.h>
+#include <ATen/native/ResizeCommon.h>
+#include <ATen/native/TensorFactories.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
@@ -15,15 +18,19 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "../runtime/counters.h"
 #include "../runtime/device.h"
 #include "../runtime/faults.h"
 #include "../runtime/memory.h"
+#include "../runtime/quirks.h"
 #include "../runtime/streams.h"
 #include "aliases.h"
 #include "backend.h"
 #include "fallback.h"
+#include "spoiler.h"
 
 namespace xpusim {
 namespace {
@@ -52,6 +59,20 @@ at::ScalarType type_or_default(std::optional<at::ScalarType> type) {
   return type.value_or(c10::get_default_dtype_as_scalartype());
 }
 
+bool fills_uninitialized_memory() {
+  const auto& context = at::globalContext();
+  return context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
+}
+
+// As torch-xpu-ops' TensorFactories.cpp and Resize.cpp do: a kernel for each tensor.
+Tensor filled(Tensor tensor) {
+  if (fills_uninitialized_memory()) {
+    const NoAutograd no_autograd;
+    at::native::fill_empty_deterministic_(tensor);
+  }
+  return tensor;
+}
+
 Tensor empty(
     c10::SymIntArrayRef size,
     std::optional<at::ScalarType> type,
@@ -60,9 +81,9 @@ Tensor empty(
     std::optional<bool>,
     std::optional<at::MemoryFormat> format) {
   const c10::DeviceGuard guard(device.value_or(Device(kXPU)));
-  return at::detail::empty_generic(
+  return filled(at::detail::empty_generic(
       C10_AS_INTARRAYREF_SLOW(size), device_allocator(), DispatchKeySet(DispatchKey::XPU), type_or_default(type),
-      format);
+      format));
 }
 
 Tensor empty_strided(
@@ -73,9 +94,9 @@ Tensor empty_strided(
     std::optional<Device> device,
     std::optional<bool>) {
   const c10::DeviceGuard guard(device.value_or(Device(kXPU)));
-  return at::detail::empty_strided_generic(
+  return filled(at::detail::empty_strided_generic(
       C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(strides), device_allocator(),
-      DispatchKeySet(DispatchKey::XPU), type_or_default(type));
+      DispatchKeySet(DispatchKey::XPU), type_or_default(type)));
 }
 
 Tensor as_strided(
@@ -120,12 +141,17 @@ void reserve_storage(const Tensor& self) {
 
 const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat> format) {
   const c10::DeviceGuard guard(self.device());
+  const auto bytes_before = static_cast<int64_t>(self.storage().nbytes());
   auto* impl = self.unsafeGetTensorImpl();
   impl->set_sizes_contiguous(C10_AS_INTARRAYREF_SLOW(size));
   if (format.has_value() && *format != at::MemoryFormat::Contiguous) {
     impl->empty_tensor_restride(*format);
   }
   reserve_storage(self);
+  if (fills_uninitialized_memory()) {
+    const NoAutograd no_autograd;
+    at::native::fill_resize_deterministic_(self, bytes_before);
+  }
   return self;
 }
 
@@ -191,21 +217,10 @@ bool is_double(const Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kComplexDouble;
 }
 
-void check_fp64(const Tensor& self, const Tensor& source, int device, OperatorCounters& counters) {
+void count_conversion(const Tensor& self, const Tensor& source, OperatorCounters& counters) {
   if (is_double(self) || is_double(source)) {
-    count_float64(counters, device);
+    count_float64_conversion(counters);
   }
-}
-
-// Not a number where the type has it, and no plausible value otherwise.
-unsigned char poison_of(at::ScalarType type) {
-  constexpr unsigned char kNan = 0xFF;
-  constexpr unsigned char kImplausible = 0xCB;
-  constexpr unsigned char kTrue = 1;
-  if (type == at::kBool) {
-    return kTrue;
-  }
-  return at::isFloatingType(type) || at::isComplexType(type) ? kNan : kImplausible;
 }
 
 void copy_now(const Tensor& self, const Tensor& source) {
@@ -215,14 +230,54 @@ void copy_now(const Tensor& self, const Tensor& source) {
   at::native::copy_(to, aliases.to_host(source), /*non_blocking=*/false);
 }
 
-void copy_later(const Tensor& self, const Tensor& source, StreamKey stream, const Tensor& host_side) {
+// How much of a copy lands: all of it, unless a quirk has ordered otherwise. Nobody has reported bytes; that copies of
+// copy engines fail on DG2 under `xe` is llama.cpp#27063.
+size_t landing(const Tensor& self, StreamKey stream) {
+  const bool in_side_stream = stream.stream != 0;
+  return in_side_stream && has_quirk(Quirk::kWrongSideStreamCopy) ? self.nbytes() / 2 : self.nbytes();
+}
+
+// The rest reads as memory that nobody has written.
+void spoil_rest(const Tensor& self, size_t landed) {
+  if (landed < self.nbytes() && self.is_non_overlapping_and_dense()) {
+    std::memset(static_cast<char*>(self.data_ptr()) + landed, poison_of(self.scalar_type()), self.nbytes() - landed);
+  }
+}
+
+// Pageable memory is read at once, into pinned memory that the copy is made from later (Copy.cpp).
+void stage(Copy& copy) {
+  auto staged = std::make_shared<std::vector<char>>(copy.bytes);
+  std::memcpy(staged->data(), copy.source, copy.bytes);
+  copy.source = staged->data();
+  copy.keep_alive = std::move(staged);
+}
+
+void copy_later(
+    const Tensor& self,
+    const Tensor& source,
+    StreamKey stream,
+    const Tensor& host_side,
+    bool is_staged = false) {
   Copy copy;
   copy.destination = self.data_ptr();
   copy.source = source.data_ptr();
   copy.bytes = self.nbytes();
+  copy.landing = landing(self, stream);
   copy.poison = poison_of(self.scalar_type());
   copy.keep_alive = std::make_shared<Storage>(host_side.storage());
+  if (is_staged) {
+    stage(copy);
+  }
   enqueue(stream, std::move(copy));
+}
+
+// What is enqueued before a copy happens before it; the host waits for that only where the copy blocks.
+void reach(StreamKey stream, bool non_blocking) {
+  if (non_blocking) {
+    before_kernel(stream);
+  } else {
+    finish_stream(stream);
+  }
 }
 
 void copy_on_device(const Tensor& self, const Tensor& source, OperatorCounters& counters) {
@@ -233,9 +288,10 @@ void copy_on_device(const Tensor& self, const Tensor& source, OperatorCounters& 
     before_kernel(stream_of(source));
   }
   if (!is_same_layout(self, source)) {
-    check_fp64(self, source, self.device().index(), counters);
+    count_conversion(self, source, counters);
   }
   copy_now(self, source);
+  note_written(self);
 }
 
 void copy_to_device(const Tensor& self, const Tensor& source, bool non_blocking, OperatorCounters& counters) {
@@ -243,14 +299,18 @@ void copy_to_device(const Tensor& self, const Tensor& source, bool non_blocking,
   const bool pinned = is_pinned(source.storage().data());
   count_host_to_device(pinned, non_blocking, source.nbytes());
   if (non_blocking && self.scalar_type() != source.scalar_type()) {
-    check_fp64(self, source, stream.device, counters);  // the conversion is the device's
+    count_conversion(self, source, counters);  // the conversion is the device's
   }
-  if (is_asynchronous() && non_blocking && pinned && is_same_layout(self, source)) {
-    copy_later(self, source, stream, source);
+  if (is_asynchronous() && non_blocking && is_same_layout(self, source)) {
+    copy_later(self, source, stream, source, !pinned);
     return;
   }
-  finish_stream(stream);
+  reach(stream, non_blocking);
   copy_now(self, source);
+  spoil_rest(self, landing(self, stream));
+  if (non_blocking) {
+    note_written(self);
+  }
 }
 
 void copy_to_host(const Tensor& self, const Tensor& source, bool non_blocking, OperatorCounters& counters) {
@@ -259,14 +319,15 @@ void copy_to_host(const Tensor& self, const Tensor& source, bool non_blocking, O
   count(Counter::kD2HBytes, static_cast<int64_t>(source.nbytes()));
   notify(non_blocking ? "d2h non_blocking" : "d2h blocking");
   if (non_blocking && self.scalar_type() != source.scalar_type()) {
-    check_fp64(self, source, stream.device, counters);
+    count_conversion(self, source, counters);
   }
   if (is_asynchronous() && non_blocking && is_same_layout(self, source)) {
     copy_later(self, source, stream, self);
     return;
   }
-  finish_stream(stream);
+  reach(stream, non_blocking);
   copy_now(self, source);
+  spoil_rest(self, landing(self, stream));
 }
 
 Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
@@ -309,8 +370,10 @@ void foreach_copy_(at::TensorList self, at::TensorList source, bool non_blocking
   if (device.type() == kXPU && all_on(self, device) && all_on(source, device)) {
     static OperatorCounters& counters = operator_counters("aten::_foreach_copy_");
     launch_kernel(counters, device.index());
+    count_list_metadata();
     for (size_t i = 0; i < self.size(); i++) {
       copy_now(self[i], source[i]);
+      note_written(self[i]);
     }
     return;
   }

@@ -59,6 +59,10 @@ const std::array<const char*, kCounters>& counter_names() {
       "allocations",
       "pinned_allocations",
       "out_of_memory",
+      "metadata_copies",
+      "barriers",
+      "primitive_hits",
+      "primitive_misses",
   };
   return names;
 }

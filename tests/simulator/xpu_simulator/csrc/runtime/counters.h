@@ -29,6 +29,10 @@ enum class Counter {
   kAllocations,
   kPinnedAllocations,
   kOutOfMemory,
+  kMetadataCopies,
+  kBarriers,
+  kPrimitiveHits,
+  kPrimitiveMisses,
   kCount,
 };
 

@@ -14,8 +14,11 @@ struct DeviceConfig {
   int64_t capacity = 12LL << 30;
   int64_t max_allocation = 0;  // bytes of the largest single allocation; 0: no limit
   double memory_fraction = 1.0;
+  bool memory_fraction_is_set = false;  // only then does torch's allocator keep to the capacity
   bool has_fp64 = true;
   bool reports_free_memory = true;
+  bool reports_no_memory_free = false;
+  int exhaustion_error = 0;  // what a kernel raises when memory has run out; 0: the allocator raises
 };
 
 // The devices that the machine has. The next question for their number enumerates them anew.

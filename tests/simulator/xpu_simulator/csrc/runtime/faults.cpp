@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "counters.h"
+#include "device.h"
 #include "errors.h"
 #include "memory.h"
 
@@ -15,7 +16,10 @@ namespace xpusim {
 namespace {
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+constexpr int kLostError = 20;
 constexpr const char* kDeviceLost = "level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)";
+constexpr const char* kNoDeviceMemory = "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)";
+constexpr const char* kNoResources = "level_zero backend failed with error: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)";
 constexpr int64_t kFeignedRequest = 20LL << 20;  // what an ordered out-of-memory error says was asked for
 
 struct Order {
@@ -30,6 +34,7 @@ std::atomic<int64_t> g_next{kNever};  // the launch of the earliest order, so th
 std::atomic<int64_t> g_launches{0};
 std::atomic<bool> g_lost{false};
 std::atomic<bool> g_no_free_memory{false};
+std::atomic<int> g_exhaustion_error{0};
 
 void update_next() {
   int64_t next = kNever;
@@ -69,6 +74,21 @@ void raise_due(int64_t launch, int device) {
   throw DeviceError(due.text);
 }
 
+// torch-xpu-ops#3155, #2757, #1324, #5432: errors 39, 40 and 20 come from kernels.
+void raise_exhausted(int device) {
+  constexpr int kNoDeviceMemoryError = 39;
+  const int error = exhaustion_error(device);
+  if (error == 0) {
+    return;
+  }
+  count(Counter::kOutOfMemory);
+  if (error == kLostError) {
+    g_lost = true;
+    throw DeviceError(kDeviceLost);
+  }
+  throw DeviceError(error == kNoDeviceMemoryError ? kNoDeviceMemory : kNoResources);
+}
+
 }  // namespace
 
 void order_out_of_memory(int64_t at_launch, std::string text) {
@@ -77,6 +97,15 @@ void order_out_of_memory(int64_t at_launch, std::string text) {
 
 void order_device_lost(int64_t at_launch) {
   add(at_launch, true, "");
+}
+
+void order_exhaustion(int error) {
+  g_exhaustion_error = error;
+}
+
+int exhaustion_error(int device) noexcept {
+  const int ordered = g_exhaustion_error.load(std::memory_order_relaxed);
+  return ordered != 0 ? ordered : device_config(device).exhaustion_error;
 }
 
 void order_no_free_memory_query() {
@@ -89,6 +118,7 @@ void clear_faults() {
   update_next();
   g_lost = false;
   g_no_free_memory = false;
+  g_exhaustion_error = 0;
 }
 
 bool free_memory_query_fails() noexcept {
@@ -102,6 +132,9 @@ void launch(int device) {
     raise_due(number, device);
   }
   check_alive();
+  if (memory_is_exhausted(device)) {
+    raise_exhausted(device);
+  }
 }
 
 void check_alive() {

@@ -10,6 +10,10 @@ namespace xpusim {
 void order_out_of_memory(int64_t at_launch, std::string text);
 void order_device_lost(int64_t at_launch);
 void order_no_free_memory_query();
+// From now on the driver overcommits, and a kernel raises this error of the unified runtime (20, 39 or 40) once more
+// memory is reserved than there is. 0: as the profile says.
+void order_exhaustion(int error);
+int exhaustion_error(int device) noexcept;
 void clear_faults();
 
 bool free_memory_query_fails() noexcept;

@@ -3,7 +3,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <iomanip>
 #include <map>
 #include <mutex>
@@ -17,6 +19,7 @@
 #include "device.h"
 #include "errors.h"
 #include "faults.h"
+#include "quirks.h"
 #include "streams.h"
 
 namespace xpusim {
@@ -202,6 +205,10 @@ class CachingAllocator {
     }
   }
 
+  bool is_exhausted() const noexcept {
+    return is_exhausted_.load(std::memory_order_relaxed);
+  }
+
   std::string locked_text(int64_t requested) {
     std::lock_guard<std::mutex> lock(mutex_);
     return text(requested);
@@ -231,7 +238,7 @@ class CachingAllocator {
   Block* new_segment(Pool pool, int64_t stream, int64_t size) {
     const DeviceConfig& config = device_config(device_);
     const auto allowed = static_cast<int64_t>(static_cast<double>(config.capacity) * config.memory_fraction);
-    if (stats_.reserved_bytes[0].current + size > allowed) {
+    if (stats_.reserved_bytes[0].current + size > allowed && !may_overcommit(size)) {
       return nullptr;
     }
     // Level Zero refuses a request of its limit's own size too: 4.00 GiB on Alchemist.
@@ -245,6 +252,7 @@ class CachingAllocator {
     }
     increase(stats_.segment, pool, 1);
     increase(stats_.reserved_bytes, pool, size);
+    note_exhaustion();
     return new Block{device_, stream, pool, static_cast<char*>(pages), size};
   }
 
@@ -343,6 +351,18 @@ class CachingAllocator {
         delete block;
       }
     }
+    note_exhaustion();
+  }
+
+  // Intel's driver gives more than there is, and the kernel that would use it fails, unless torch's allocator was told to
+  // keep within a fraction (pytorch#177714).
+  bool may_overcommit(int64_t size) const {
+    const DeviceConfig& config = device_config(device_);
+    return exhaustion_error(device_) != 0 && !config.memory_fraction_is_set && size <= config.capacity;
+  }
+
+  void note_exhaustion() {
+    is_exhausted_ = stats_.reserved_bytes[0].current > device_config(device_).capacity;
   }
 
   std::string text(int64_t requested) const {
@@ -369,6 +389,7 @@ class CachingAllocator {
   FreeBlocks large_;
   std::vector<Block*> awaited_;
   MemoryStats stats_;
+  std::atomic<bool> is_exhausted_{false};
 };
 
 // These are leaked on purpose: tensors may be freed after static objects are gone.
@@ -397,6 +418,15 @@ Block* find_live(const void* pointer) {
   std::lock_guard<std::mutex> lock(live().mutex);
   const auto found = live().blocks.find(pointer);
   return found == live().blocks.end() ? nullptr : found->second;
+}
+
+// pytorch#197520: what is still being computed when the cache is emptied reads as NaN afterwards.
+void spoil_pending(const Pending& written) {
+  const Block* block = find_live(written.block);
+  const char* end = static_cast<char*>(written.pointer) + written.bytes;
+  if (block != nullptr && end <= block->pointer + block->size) {
+    std::memset(written.pointer, written.poison, written.bytes);
+  }
 }
 
 struct PinnedBlocks {
@@ -462,6 +492,7 @@ void record_stream(void* pointer, int64_t stream) {
 }
 
 void empty_cache() {
+  take_pending(&spoil_pending);
   for (int device = 0; device < kMaxDevices; device++) {
     allocator(device).empty_cache();
   }
@@ -509,7 +540,14 @@ std::pair<int64_t, int64_t> memory_info(int device) {
         ") doesn't support querying the available free memory. You can file an issue at "
         "https://github.com/pytorch/pytorch/issues to help us prioritize its implementation.");
   }
-  return {config.capacity - memory_stats(device).reserved_bytes[0].current, config.capacity};
+  if (config.reports_no_memory_free) {
+    return {0, config.capacity};
+  }
+  return {std::max<int64_t>(config.capacity - memory_stats(device).reserved_bytes[0].current, 0), config.capacity};
+}
+
+bool memory_is_exhausted(int device) noexcept {
+  return allocator(device).is_exhausted();
 }
 
 std::string out_of_memory_text(int device, int64_t requested) {

@@ -49,6 +49,8 @@ std::string memory_stats_as_json(int device);
 void reset_peak_stats(int device);
 void reset_accumulated_stats(int device);
 std::pair<int64_t, int64_t> memory_info(int device);  // free, total; raises where the device can't tell
+// Whether more is reserved than the device has, which a driver that overcommits allows.
+bool memory_is_exhausted(int device) noexcept;
 std::string out_of_memory_text(int device, int64_t requested);
 
 void* allocate_pinned(size_t bytes);

@@ -11,6 +11,7 @@
 #include <variant>
 
 #include "device.h"
+#include "quirks.h"
 
 namespace xpusim {
 namespace {
@@ -46,7 +47,7 @@ void run_until(StreamKey key, uint64_t end);
 
 void run(const Item& item) {
   if (const auto* copy = std::get_if<Copy>(&item)) {
-    std::memcpy(copy->destination, copy->source, copy->bytes);
+    std::memcpy(copy->destination, copy->source, copy->landing);
     return;
   }
   const auto& position = std::get<StreamPosition>(item);
@@ -147,7 +148,8 @@ void wait_for(StreamKey waiting, const StreamPosition& position) {
 
 void before_kernel(StreamKey key) {
   if (!nothing_pending()) {
-    finish_stream(key);
+    std::lock_guard<std::mutex> lock(g_mutex);
+    run_until(key, std::numeric_limits<uint64_t>::max());
   }
 }
 
@@ -156,6 +158,7 @@ void finish_stream(StreamKey key) {
 }
 
 void finish_device(int device) {
+  forget_pending();
   if (nothing_pending()) {
     return;
   }
@@ -168,6 +171,7 @@ void finish_device(int device) {
 }
 
 void finish(const StreamPosition& position) {
+  forget_pending();
   if (nothing_pending()) {
     return;
   }

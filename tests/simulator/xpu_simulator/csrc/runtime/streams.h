@@ -34,6 +34,7 @@ struct Copy {
   void* destination;
   const void* source;
   size_t bytes;
+  size_t landing;                    // how many of them land
   unsigned char poison;              // what the destination holds until the copy lands
   std::shared_ptr<void> keep_alive;  // the host side: pinned blocks aren't reused while a copy is on its way
 };

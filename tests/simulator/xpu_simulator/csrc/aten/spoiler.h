@@ -1,0 +1,54 @@
+// Spoils what an operator gives, where a quirk is ordered.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+namespace xpusim {
+
+// What a quirk can spoil an operator by.
+enum class Spoilable {
+  kNothing,
+  kTopk,
+  kMask,             // nonzero(mask)
+  kSelection,        // masked_select(values, mask)
+  kIndices,          // index(values, indices), one of which may be a mask
+  kConvolution,
+  kConvolutionBackward,
+  kNormOrPool,
+  kLinear,
+  kFusedOptimizer,
+};
+
+Spoilable spoilable(const std::string& operator_name);
+
+// Lives around one kernel, which runs on host tensors.
+class Spoiler {
+ public:
+  // Looks at the arguments, and may replace some.
+  Spoiler(Spoilable kind, c10::IValue* arguments, size_t n);
+  // Spoils the results.
+  void spoil(c10::IValue* results);
+
+ private:
+  const Spoilable kind_;
+  int64_t size_ = 0;                  // of topk: of the dimension that is searched
+  bool is_half_ = false;              // of a product's tensors: fp16, not bf16
+  bool misread_ = false;              // a convolution's weight gradient
+  bool applies_ = false;
+  std::vector<at::Tensor> written_;   // by a fused optimizer
+  std::vector<at::Tensor> before_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+// What memory reads that was to be written and wasn't: not a number where the type has it, no plausible value otherwise.
+unsigned char poison_of(at::ScalarType type);
+
+// A tensor on the device was written: it is pending until the host waits.
+void note_written(const at::Tensor& tensor);
+
+}  // namespace xpusim
