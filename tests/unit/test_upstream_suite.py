@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,9 @@ def test_suite_fails_where_a_test_passes_on_the_cpu_alone_unexpectedly(
 
 
 def test_suite_reads_the_outcome_of_each_test_and_an_error_in_its_teardown_as_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "test_a.py.xml").write_text(
-        '<testsuites><testsuite><testcase name="passes"/><testcase name="fails"><failure message="no"/></testcase>'
-        '<testcase name="breaks"/><testcase name="breaks"><error message="in teardown"/></testcase>'
-        '<testcase name="skips"><skipped message="offline"/></testcase></testsuite></testsuites>'
-    )
+    ends = [("passes", "passed"), ("fails", "failed"), ("breaks", "passed"), ("breaks", "failed"), ("skips", "skipped")]
+    lines = [json.dumps({"test": f"test_a.py::{name}", "result": result, "detail": ""}) for name, result in ends]
+    (tmp_path / "test_a.py.jsonl").write_text("\n".join(lines))
     found = suite.read(tmp_path, ["test_a.py", "test_died.py"])
     assert {test: outcome.result for test, outcome in found.items()} == {
         "test_a.py::passes": "passed",

@@ -7,13 +7,13 @@ Ultralytics' source distribution; weights, data sets and videos that they would 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ REQUIREMENTS = [
     "aiohappyeyeballs", "aiohttp", "aiosignal", "attrs", "flatbuffers", "frozenlist", "lap", "ml_dtypes", "multidict",
     "onnx", "onnxruntime", "onnxslim", "propcache", "protobuf", "shapely", "yarl",
 ]  # fmt: skip
-OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "numpy==2.1.1", "pillow<12"]
+OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "lxml", "numpy==2.1.1", "pillow<12"]
 
 CPU = {"YOLO_XPU_AUTOLOAD": "0"}
 XPU = {"XPU_SIMULATOR": "arc-b580"}
@@ -128,7 +128,7 @@ def _environment(tree: Path, more: dict[str, str]) -> dict[str, str]:
 
 
 def run_tests(source: Path, run: Path, files: list[str], environment: dict[str, str], options: list[str]) -> None:
-    """Run files of tests in a copy of the tree, a process for each, and keep JUnit's XML and the output."""
+    """Run files of tests in a copy of the tree, a process for each, and keep outcomes, JUnit's XML and the output."""
     shutil.rmtree(run, ignore_errors=True)
     tree = run / "tree"
     shutil.copytree(source, tree, symlinks=True)
@@ -141,7 +141,7 @@ def run_tests(source: Path, run: Path, files: list[str], environment: dict[str, 
             sys.executable,
             "-m",
             "pytest",
-            "-q",
+            "-v",
             "-p",
             "no:cacheprovider",
             "-o",
@@ -149,8 +149,9 @@ def run_tests(source: Path, run: Path, files: list[str], environment: dict[str, 
             f"--rootdir={tree}",
         ]
         command += [f"--junitxml={results / file}.xml", *options, f"tests/{file}"]
+        variables = _environment(tree, {**environment, "OUTCOMES": str(results / f"{file}.jsonl")})
         with (results / f"{file}.log").open("w") as log:
-            subprocess.run(command, cwd=tree, env=_environment(tree, environment), stdout=log, stderr=log, check=False)
+            subprocess.run(command, cwd=tree, env=variables, stdout=log, stderr=log, check=False)
 
 
 def _set_directories(tree: Path, environment: dict[str, str]) -> None:
@@ -166,26 +167,14 @@ def _set_directories(tree: Path, environment: dict[str, str]) -> None:
 
 
 def read(results: Path, files: list[str]) -> dict[str, Outcome]:
-    """Read the outcome of each test; a file whose process died has none."""
+    """Read the outcome of each test that came to an end; an error in a teardown is a failure."""
     found: dict[str, Outcome] = {}
-    for file in files:
-        path = results / f"{file}.xml"
-        if not path.exists():
-            continue
-        for case in ElementTree.parse(path).iter("testcase"):
-            test = f"{file}::{case.get('name')}"
-            outcome = _outcome(case)
-            if test not in found or outcome.result == "failed":
-                found[test] = outcome
+    for path in [results / f"{file}.jsonl" for file in files]:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            test, result, detail = json.loads(line).values()
+            if test not in found or result == "failed":
+                found[test] = Outcome(result, detail)
     return found
-
-
-def _outcome(case: ElementTree.Element) -> Outcome:
-    for tag, result in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
-        element = case.find(tag)
-        if element is not None:
-            return Outcome(result, (element.get("message") or "").strip())
-    return Outcome("passed")
 
 
 def report(console: Console, version: str, cpu: dict[str, Outcome], xpu: dict[str, Outcome]) -> bool:

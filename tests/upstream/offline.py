@@ -1,10 +1,15 @@
-"""A conftest.py above Ultralytics' own: which of its tests can run without a network."""
+"""A conftest.py above Ultralytics' own: which of its tests can run without a network, and what became of each."""
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
-SKIPPED: dict[str, str] = {}
+SKIPPED = {
+    "test_python.py::test_data_annotator": "minutes and gigabytes for what a random detector finds",
+}
 """Tests that aren't run, by the beginning of their id, with the reason."""
 
 OFFLINE = "environment is offline"
@@ -20,3 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
         if item.name in WITH_STAND_INS:
             item.own_markers = [mark for mark in item.own_markers if mark.kwargs.get("reason") != OFFLINE]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write down what a test came to, before the next one can end the process."""
+    if report.when != "call" and report.passed:
+        return
+    detail = getattr(getattr(report.longrepr, "reprcrash", None), "message", "") or str(report.longrepr or "")[-300:]
+    line = {"test": report.nodeid.removeprefix("tests/"), "result": report.outcome, "detail": detail}
+    with open(os.environ["OUTCOMES"], "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
