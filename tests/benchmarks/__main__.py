@@ -2,6 +2,7 @@
 
 Everything but the host's time is counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
 is in fp32 at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch; the second epoch counts.
+The peaks of memory are those of a training in fp32 and one in bf16 (plain Ultralytics: fp16), at each moment.
 """
 
 from __future__ import annotations
@@ -45,12 +46,19 @@ def run(case: Case, data: str, directory: Path, timed: bool) -> tuple[Any, Any]:
     """
     from ..training import plain_ultralytics
     from .counting import train
+    from .memory import peaks
 
     shared = {"optimizer": case.optimizer, "project": str(directory), "name": "run"}
     ours_only = {"xpu_log_every": 3600.0}
     model = f"{case.model}.yaml"
     plain = train(case.plain, model, data, shared, around=plain_ultralytics)
     ours = train(case.ours, model, data, {**shared, **ours_only})
+    for precision, amp in (("fp32", False), ("bf16", True)) if case.optimizer == "AdamW" else ():
+        options = {**shared, "amp": amp}
+        of_plain = peaks(case.plain, model, data, options, around=plain_ultralytics)
+        of_ours = peaks(case.ours, model, data, options)
+        plain.peaks |= {(precision, moment): held for moment, held in of_plain.items()}
+        ours.peaks |= {(precision, moment): held for moment, held in of_ours.items()}
     plain.seconds.clear()
     ours.seconds.clear()
     tiny = {**shared, "epochs": 4, "imgsz": 32, "val": False, "save": False}
@@ -73,12 +81,14 @@ def cells(plain: Any, ours: Any) -> list[str]:
         f"{s.h2d['pageable', 'blocking'] / n:.0f} + {s.h2d['pinned', 'non_blocking'] / n:.0f}" for s, n in per_step
     ]
     launches = [s.launches / n for s, n in per_step]
+    by_plain = {ratio(held, plain.peaks[key]): ", ".join(key) for key, held in ours.peaks.items()}
     return [
         f"{both(*launches)} ({ratio(*reversed(launches)):.2f} x)",
         both(*(waits(s) / n for s, n in per_step), digits=1),
         " → ".join(copies),
         both(*(s.bytes_h2d / n / 1000 for s, n in per_step), digits=1),
         both(*(found.peak_memory / 2**20 for found in (plain, ours)), digits=1),
+        f"{max(by_plain):.2f} x ({by_plain[max(by_plain)]})" if by_plain else "-",
         f"{ratio(ours.median_seconds, plain.median_seconds):.2f} x" if ours.seconds else "-",
         both(*(waits(found.validation) / found.images for found in (plain, ours)), digits=1),
         both(*(waits(found.save) for found in (plain, ours))),
@@ -92,6 +102,7 @@ HEADINGS = [
     "copies a step, pageable + pinned",
     "kB a step",
     "peak MiB",
+    "highest peak of all moments",
     "host time",
     "waits an image, validation",
     "waits a checkpoint",
@@ -99,7 +110,7 @@ HEADINGS = [
 
 
 def lines_of(name: str, found: Any) -> list[str]:
-    """Say at which lines the host waited, and which copied from pageable memory."""
+    """Say at which lines the host waited, which copied from pageable memory, and what memory each moment took."""
     from .counting import lines
 
     copies: Counter[str] = Counter()
@@ -111,7 +122,8 @@ def lines_of(name: str, found: Any) -> list[str]:
         ("an image, validation", lines(found.validation, found.images)),
         ("a checkpoint", lines(found.save, 1)),
     ]
-    return [f"  {name} {n:6.2f} {per}: {line}" for per, counter in parts for line, n in counter.most_common()]
+    peaks = [f"  {name} {held / 2**20:6.1f} MiB: {' '.join(key)}" for key, held in found.peaks.items()]
+    return peaks + [f"  {name} {n:6.2f} {per}: {line}" for per, counter in parts for line, n in counter.most_common()]
 
 
 def main() -> int:
@@ -119,7 +131,9 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(case.model for case in CASES)))
     parser.add_argument("--optimizers", nargs="+", default=["AdamW", "MuSGD"])
     parser.add_argument("--untimed", action="store_true", help="leave the host's time out")
-    parser.add_argument("--lines", action="store_true", help="name the lines that wait or copy")
+    parser.add_argument(
+        "--lines", action="store_true", help="name the lines that wait or copy, and the moments' memory"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table for a README")
     args = parser.parse_args()
     console = Console(width=None if os.isatty(1) else 200)

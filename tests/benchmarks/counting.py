@@ -45,6 +45,7 @@ class Counted:
         images: How many images it had.
         save: What the saving of a checkpoint did.
         peak_memory: The most bytes that tensors held in a step.
+        peaks: The most bytes that they held, by precision and moment.
         seconds: How long each step took, from the end of the one before, but for each epoch's first.
     """
 
@@ -54,6 +55,7 @@ class Counted:
     images: int = 0
     save: Counts = field(default_factory=Counts)
     peak_memory: int = 0
+    peaks: dict[tuple[str, str], int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
     @property

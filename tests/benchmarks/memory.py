@@ -21,8 +21,8 @@ _METHODS = {
     "save_model": "save",
     "final_eval": "final evaluation",
 }
-_STEPS = ("first step", "halved batch", "later step")
-MOMENTS = ("set-up", *_STEPS, "validation", "save", "final evaluation")
+_STEPS = ("first step", "", "first step of a halved batch", "later step")  # the second is interrupted at any point
+MOMENTS = ("set-up", *filter(None, _STEPS), "validation", "save", "final evaluation")
 
 
 class _Peaks:
@@ -110,9 +110,10 @@ def _steps(found: _Peaks) -> dict[str, Callable[[Any], None]]:
         nonlocal steps
         end()
         if steps == 1:
-            xpu_simulator.faults.out_of_memory(at_launch=300)
-        under_way.append(found.moment(_STEPS[min(steps, 2)]))
-        under_way[-1].__enter__()
+            xpu_simulator.faults.out_of_memory(at_launch=50)
+        if name := _STEPS[min(steps, len(_STEPS) - 1)]:
+            under_way.append(found.moment(name))
+            under_way[-1].__enter__()
         steps += 1
 
     return {

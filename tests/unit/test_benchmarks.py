@@ -23,7 +23,8 @@ def counted(waits: int = 2, launches: int = 900, pageable: int = 2) -> Counted:
     step = Counts(
         launches=launches, syncs=Counter({("item", "a line"): waits}), h2d={("pageable", "blocking"): pageable}
     )
-    return Counted(step=step, steps=1, images=8, peak_memory=1000, seconds=[0.5, 0.7, 0.6])
+    peaks = {("bf16", "validation"): 1000}
+    return Counted(step=step, steps=1, images=8, peak_memory=1000, peaks=peaks, seconds=[0.5, 0.7, 0.6])
 
 
 def test_goals_that_are_reached_are_not_reported() -> None:
@@ -39,6 +40,7 @@ def test_goals_that_are_reached_are_not_reported() -> None:
         (replace(counted(), validation=Counts(syncs=Counter({("item", "a line"): 25}))), "in validation"),
         (replace(counted(), save=Counts(syncs=Counter({("item", "a line"): 11}))), "a checkpoint"),
         (replace(counted(), peak_memory=1200), "peak memory"),
+        (replace(counted(), peaks={("bf16", "validation"): 1200}), "peak memory, bf16, validation"),
         (replace(counted(), seconds=[0.6]), "host time"),
     ],
 )

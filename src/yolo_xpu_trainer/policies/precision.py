@@ -52,8 +52,8 @@ def autocast(run: Run, original: Callable[..., Any], enabled: bool | torch.dtype
     source="ultralytics/engine/validator.py, BaseValidator.__call__",
 )
 def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a model in the run's precision."""
-    with run.autocast():
+    """Run a model in the run's precision; each weight is used once, so that no rounded copy is worth keeping."""
+    with torch.amp.autocast("xpu", dtype=run.precision.dtype, cache_enabled=False):
         return original(self, *args, **kwargs)
 
 
