@@ -65,3 +65,18 @@ def test_nms_waits_a_few_times_a_batch_rather_than_for_every_box(xpu: torch.devi
         nms.non_max_suppression(raw.clone(), **settings)
     assert sum(theirs.syncs.values()) > 100
     assert sum(ours.syncs.values()) <= 4
+
+
+@pytest.mark.parametrize("candidates", [0, 1, 5, 6, 7])
+def test_nms_takes_no_number_of_candidates_for_decoded_boxes(xpu: torch.device, candidates: int) -> None:
+    from ultralytics.utils import nms
+
+    raw, _ = predictions(1)
+    raw = raw[..., :50].clone()
+    raw[:, 4:8] = 0
+    raw[:, 5, :candidates] = 0.9
+    settings: dict[str, Any] = {"conf_thres": 0.25, "iou_thres": 1.0, "nc": 4}
+    with plain_ultralytics():
+        expected = nms.non_max_suppression(raw.clone(), **settings)
+    for a, b in zip(expected, nms.non_max_suppression(raw.to(xpu), **settings), strict=True):
+        assert torch.equal(a, b.cpu())

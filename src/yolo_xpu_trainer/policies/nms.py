@@ -82,7 +82,7 @@ def non_max_suppression(original: Callable[..., Any], *args: Any, **kwargs: Any)
     asked = call.arguments
     prediction = asked["prediction"]
     prediction = prediction[0] if isinstance(prediction, (list, tuple)) else prediction
-    decoded = prediction.shape[-1] == 6 or asked.get("end2end")
+    decoded = prediction.shape[-1] == _DECODED or asked.get("end2end")
     if prediction.device.type != "xpu" or decoded or not FAST_NMS.current() or xpu_kernel_agrees():
         return original(*args, **kwargs)
     import torchvision  # noqa: F401 - Ultralytics takes its CPU kernel if it is imported
@@ -90,6 +90,7 @@ def non_max_suppression(original: Callable[..., Any], *args: Any, **kwargs: Any)
     classes = asked.get("nc") or prediction.shape[1] - 4
     candidate = prediction[:, 4 : 4 + classes].amax(1) > asked["conf_thres"]
     max_per_image = int(candidate.sum(1).max())
+    max_per_image += max_per_image == _DECODED  # a row more, which is none: six are taken for boxes that are decoded
     # Candidates first, in their order.
     index = candidate.sort(dim=1, descending=True, stable=True).indices[:, :max_per_image]
     rows = prediction.gather(2, index[:, None].expand(-1, prediction.shape[1], -1))
@@ -108,5 +109,7 @@ def _to(device: torch.device, tensors: list[torch.Tensor]) -> list[torch.Tensor]
     joined = torch.cat(tensors).to(device)
     return list(torch.split(joined, [len(t) for t in tensors]))
 
+
+_DECODED = 6  # as many numbers say a decoded box, to Ultralytics
 
 PATCHES = [non_max_suppression, torch_nms]
