@@ -204,6 +204,7 @@ def test_what_a_hook_collects_is_as_if_it_had_not_been_tried(
 
     callbacks = {"on_train_start": hang, "on_train_batch_end": count}
     _, trainer = losses(train, lambda model: None, callbacks=callbacks)
+    collected.clear()
     assert layouts(trainer) == {True}
     assert counts == [1, 1]
 
@@ -267,6 +268,7 @@ def test_a_resumed_run_with_own_code_goes_on_in_the_layout_that_it_had(train: Tr
         trainer=with_model(around_first(own.Shuffle), plain=False),
         model=saved[0],
         resume=True,
+        imgsz=64,
         callbacks={"on_train_batch_end": state},
     )
     assert layouts(trainer) == {True}

@@ -86,8 +86,8 @@ def test_patches_are_listed_with_reason_and_source() -> None:
 def test_the_patches_of_a_training_are_listed_with_reason_and_source() -> None:
     _, answer = doctor("arc-b580")
     before, _, training = answer.partition("Patches, while a detector trains")
-    assert "utils.tal:make_anchors" not in before
-    state, why, source = cells(training, "utils.tal:make_anchors")
+    assert "utils.tal:TaskAlignedAssigner.forward" not in before
+    state, why, source = cells(training, "utils.tal:TaskAlignedAssigner.forward")
     assert state == "wanted"
     assert why
     assert source
