@@ -86,7 +86,7 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
     """Let what the run predicts have its memory format, and try every optimizer before its first step."""
 
     def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is trainer.optimizer:
+        if optimizer is getattr(trainer, "optimizer", None):
             try_optimizer(trainer, optimizer)
 
     hook = register_optimizer_step_pre_hook(before_step)

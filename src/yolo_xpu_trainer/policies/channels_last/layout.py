@@ -55,8 +55,9 @@ def train_in(memory_format: torch.memory_format, trainer: Any) -> None:
             lay_out(model, memory_format)
     if getattr(average, "_pairs", None) is not None:
         average._pairs = None  # the weights' storage as it was
-    if isinstance(trainer.optimizer, torch.optim.Optimizer):
-        follow_the_weights(trainer.optimizer)
+    optimizer = getattr(trainer, "optimizer", None)  # before 8.4.111 or so there is none before it is built
+    if isinstance(optimizer, torch.optim.Optimizer):
+        follow_the_weights(optimizer)
 
 
 def train_in_nchw(trainer: Any, reason: str) -> None:
