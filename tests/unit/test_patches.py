@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import types
@@ -49,6 +50,7 @@ def changed(before: Names, after: Names) -> set[tuple[str, str]]:
 
 
 def test_making_a_trainer_changes_nothing(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
+    importlib.import_module("torch._dynamo")  # replaces torch.manual_seed when it is first imported, whoever does that
     before = snapshot()
     trainer = XPUDetectionTrainer(overrides={"model": "yolo11n.yaml", "data": data("detect"), "project": str(tmp_path)})
     assert trainer.xpu is not None
