@@ -121,3 +121,8 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     plugins.manager.cache_clear()
     yield more
     plugins.manager.cache_clear()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the simulator's own tests first: they know how much memory of the device is in use, to the byte."""
+    items.sort(key=lambda item: "unit/simulator" not in item.nodeid)
