@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -53,12 +52,25 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def nothing_known() -> Iterator[None]:
+    """Let nothing be known of any device's numbers, before the test and after it."""
+    from yolo_xpu_trainer.numerics import results
+
+    def forget() -> None:
+        results._known.clear()
+        results.path().unlink(missing_ok=True)
+
+    forget()
+    yield
+    forget()
+
+
 @pytest.fixture(autouse=True)
-def _fresh_probes() -> None:
-    """Forget what was found out about `xpu:0`: in the next test it is another GPU."""
-    optimizer = sys.modules.get("yolo_xpu_trainer.policies.optimizer")
-    if optimizer is not None:
-        optimizer.fused_agrees.cache_clear()
+def _quirks_are_not_remembered(request: pytest.FixtureRequest) -> None:
+    """A quirk changes what is found on a device, not what the device is called."""
+    if request.node.get_closest_marker("xpu_quirks"):
+        request.getfixturevalue("nothing_known")
 
 
 @pytest.fixture(scope="session")

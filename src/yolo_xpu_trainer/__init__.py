@@ -31,8 +31,14 @@ if TYPE_CHECKING:
     from .errors import UnknownTrainerError as UnknownTrainerError
     from .errors import UsageError as UsageError
     from .errors import WrongBuildError as WrongBuildError
+    from .errors import WrongResultsError as WrongResultsError
     from .errors import XPUTrainerError as XPUTrainerError
     from .hookspecs import hookimpl as hookimpl
+    from .numerics import Check as Check
+    from .numerics import Finding as Finding
+    from .numerics import Given as Given
+    from .numerics import avoids as avoids
+    from .numerics import compared as compared
     from .options import Option as Option
     from .options import Options as Options
     from .patches import Patch as Patch
@@ -78,9 +84,11 @@ _PUBLIC = {
         "UnknownTrainerError",
         "UsageError",
         "WrongBuildError",
+        "WrongResultsError",
         "XPUTrainerError",
     ),
     "hookspecs": ("hookimpl",),
+    "numerics": ("Check", "Finding", "Given", "avoids", "compared"),
     "options": ("Option", "Options"),
     "patches": ("Patch", "patch", "stand_in"),
     "run": ("Precision", "Run", "StashKey"),

@@ -212,15 +212,17 @@ def _is_integrated(properties: Any) -> bool:
     return bool(_INTEGRATED_IDS.fullmatch(f"{number:04x}") or _INTEGRATED.search(name))
 
 
-def empty_cache(index: int) -> None:
+def empty_cache(index: int, *, wait: bool = True) -> None:
     """Give back the memory that PyTorch caches, once the device's work is done.
 
     Where it was given back before, results that were pending came out as NaN (pytorch#197520: torch 2.14 on Windows).
 
     Args:
         index: The XPU that this process computes on.
+        wait: Whether to wait for its work; else results that are pending are at risk.
     """
-    torch.xpu.synchronize(index)
+    if wait:
+        torch.xpu.synchronize(index)
     torch.xpu.empty_cache()
 
 

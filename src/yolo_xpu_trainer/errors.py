@@ -10,6 +10,7 @@
     │   ├── NoXCCLError (also a RuntimeError)      several XPUs were asked for, and this PyTorch trains on one
     │   └── NoXPUError (also a RuntimeError)       an XPU was asked for where there is none
     │       └── WrongBuildError (also an AssertionError)   … because this PyTorch was built without XPU support
+    ├── WrongResultsError       the XPU computes something wrongly that every training needs
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
     ├── UsageError              a `yolo-xpu` command can't do what was asked
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "DeviceError",
@@ -40,6 +42,7 @@ __all__ = [
     "UnknownTrainerError",
     "UsageError",
     "WrongBuildError",
+    "WrongResultsError",
     "XPUTrainerError",
 ]
 
@@ -100,6 +103,20 @@ class NoXPUError(DeviceError, RuntimeError):
 
 class WrongBuildError(NoXPUError, AssertionError):
     """An XPU was asked for, and this PyTorch was built without XPU support; an AssertionError, as PyTorch's own is."""
+
+
+class WrongResultsError(XPUTrainerError, ArithmeticError):
+    """An XPU computes something wrongly that every training, or this one, needs.
+
+    Attributes:
+        device: The XPU, as `xpu:0 Intel Arc B580 Graphics`.
+        findings: What was found wrong, a `yolo_xpu_trainer.numerics.Finding` each.
+    """
+
+    def __init__(self, message: str, *, device: str, findings: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.device = device
+        self.findings = tuple(findings)
 
 
 class RunUnderWayError(XPUTrainerError, RuntimeError):

@@ -14,6 +14,7 @@ import pluggy
 import torch
 
 from .devices import DeviceInfo
+from .numerics import Check
 from .options import Option
 from .patches import Patch
 from .run import Precision
@@ -28,6 +29,15 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def xpu_options() -> list[Option[Any]]:  # type: ignore[empty-body]
     """Declare the `xpu_*` options that users can give."""
+
+
+@hookspec
+def xpu_numerics() -> list[Check]:  # type: ignore[empty-body]
+    """Name the operators that the plugin leans on, so that the self-check compares them with the CPU's before a run.
+
+    A run doesn't start where one is wrong, unless its check says what is done instead: then the plugin asks
+    `yolo_xpu_trainer.avoids` before it uses the operator.
+    """
 
 
 @hookspec

@@ -40,12 +40,14 @@ class Option(Generic[T]):
             0 or greater.
         help: What the option does, in one sentence.
         modes: Where it acts: "train", or "all" for validation, prediction and the rest as well.
+        words: Words that are values, too, beside those of the option's type.
     """
 
     name: str
     default: T
     help: str
     modes: str = "train"
+    words: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -90,6 +92,8 @@ class Option(Generic[T]):
         text = str(value).strip()
         parsed: Any = None
         expected = "text"
+        if text.lower() in self.words:
+            return text.lower()  # type: ignore[return-value]
         if isinstance(self.default, str):
             parsed = text if isinstance(value, str) else None
         elif isinstance(self.default, bool):  # a bool is an int, too
@@ -106,6 +110,7 @@ class Option(Generic[T]):
                 parsed = None
             parsed = parsed if parsed is not None and 0 <= parsed < math.inf else None
         if parsed is None:
+            expected = " or ".join([expected, *map(repr, self.words)])
             raise OptionValueError(f"{name}={value!r} is invalid: it must be {expected}.", name=name, value=value)
         return parsed  # type: ignore[no-any-return]
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"options", "devices"},
     {"recovery"},
     {"run"},
-    {"batches"},
+    {"numerics", "batches"},
     {"hookspecs"},
     {"plugins"},
     {"upstream"},

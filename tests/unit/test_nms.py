@@ -91,7 +91,7 @@ def test_nms_waits_a_few_times_a_batch_rather_than_for_every_box(xpu: torch.devi
 
 
 @pytest.fixture(autouse=True)
-def _anew() -> Iterator[None]:
+def _anew(nothing_known: None) -> Iterator[None]:
     nms_policy.xpu_kernel_is_faster.cache_clear()
     yield
     nms_policy.xpu_kernel_is_faster.cache_clear()
@@ -187,7 +187,7 @@ def test_few_candidates_are_suppressed_on_the_host_without_measuring(
 ) -> None:
     from ultralytics.utils import nms
 
-    monkeypatch.setattr(nms_policy, "_agrees", lambda *boxes: pytest.fail("it was tried"))
+    monkeypatch.setattr(nms_policy, "finding", lambda *asked: pytest.fail("it was tried"))
     raw, settings = predictions(1)
     nms.non_max_suppression(raw.to(xpu), **settings)
     assert set(devices_used) == {"cpu"}

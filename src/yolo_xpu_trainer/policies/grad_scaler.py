@@ -8,9 +8,40 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..numerics import Check, Given, compared
 from ..run import Run
 
 __all__ = ["GradScaler"]
+
+
+def _scaled_steps(given: Given) -> list[torch.Tensor]:
+    """Compute three steps of SGD with the gradients scaled, of which those of the second overflow."""
+    scaler = GradScaler(given.device.type, init_scale=64.0, growth_interval=1)
+    weight = given.normal(1000, grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    seen = []
+    for factor in (1.0, torch.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((weight * given.normal(1000)).sum() * factor).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler._scale is not None
+        seen += [weight.detach().clone(), scaler._scale.as_subclass(torch.Tensor).clone()]  # type: ignore[no-untyped-call]
+    return seen
+
+
+_SCALER = Check(
+    "gradient scaler",
+    torch.float16,
+    compared(_scaled_steps, torch.float32),
+    1e-3,
+    advice="amp='bf16' and amp='fp32' need no scaler.",
+)
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return [_SCALER]
 
 
 @hookimpl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from typing import Any
@@ -10,20 +9,43 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..numerics import Check, avoids, compared
+from ..numerics.cases import stepped
 from ..options import Option
 from ..run import Run
 
 __all__: list[str] = []
 
 _LOGGER = logging.getLogger("ultralytics")
-_KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 FUSED_OPTIMIZER = Option("fused_optimizer", True, "Adam, AdamW and SGD update all weights in one kernel")
+
+
+_SETTINGS: dict[Any, dict[str, Any]] = {
+    torch.optim.Adam: {},
+    torch.optim.AdamW: {},
+    torch.optim.SGD: {"momentum": 0.9, "nesterov": True},
+}
+_FUSED_KERNELS = {
+    kind: Check(
+        f"{kind.__name__}, fused",
+        torch.float32,
+        compared(stepped(kind, fused=True, **settings)),
+        1e-3,
+        instead="Weights are updated by more kernels than one, which is slower",
+    )
+    for kind, settings in _SETTINGS.items()
+}
 
 
 @hookimpl
 def xpu_options() -> list[Option[bool]]:
     return [FUSED_OPTIMIZER]
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return list(_FUSED_KERNELS.values())
 
 
 @hookimpl
@@ -36,7 +58,9 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     run: Run = trainer.xpu
     kind = type(optimizer)
     chosen = optimizer.defaults.get("fused") is not None or optimizer.defaults.get("foreach") is not None
-    if chosen or not run.options[FUSED_OPTIMIZER] or kind not in _KINDS or not fused_agrees(kind, run.device.device):
+    if chosen or not run.options[FUSED_OPTIMIZER] or kind not in _FUSED_KERNELS:
+        return None
+    if avoids(run, _FUSED_KERNELS[kind], needed=True):  # GPUs without float64 have none
         return None
     known = inspect.signature(kind).parameters
     defaults = {name: value for name, value in optimizer.defaults.items() if name in known}
@@ -130,30 +154,3 @@ def _give_up(optimizer: torch.optim.Optimizer, reason: str) -> None:
         for gradient in gradients:
             gradient.div_(scale)
     _LOGGER.info(f"XPU: the optimizer is not fused any more, which is slower: {reason}.")
-
-
-@functools.cache
-def fused_agrees(kind: Any, device: torch.device) -> bool:
-    """Whether this device has the fused kernel of an optimizer, and it does in two steps what the CPU's plain one does.
-
-    Args:
-        kind: Adam, AdamW or SGD.
-        device: The device.
-    """
-    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
-    if kind is torch.optim.SGD:
-        options.update(momentum=0.9, nesterov=True)
-    found = []
-    for where, fused in ((torch.device("cpu"), False), (device, True)):
-        generator = torch.Generator().manual_seed(0)
-        weights = [torch.nn.Parameter(torch.rand(n, generator=generator).to(where)) for n in (5, 40)]
-        try:
-            optimizer = kind(weights, **options, fused=fused)
-            for _ in range(2):
-                for weight in weights:
-                    weight.grad = torch.randn(weight.shape, generator=generator).to(where)
-                optimizer.step()
-        except (RuntimeError, NotImplementedError):
-            return False
-        found.append(torch.cat([weight.detach().cpu() for weight in weights]))
-    return torch.allclose(found[0], found[1], rtol=1e-5, atol=1e-7)

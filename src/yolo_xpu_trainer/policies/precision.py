@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,13 +10,49 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from ..devices import DeviceInfo
+from ..devices import DeviceInfo, info
 from ..hookspecs import hookimpl
+from ..numerics import SELF_CHECK, Check, Finding, compared, finding
+from ..numerics.cases import attention, batch_norm, convolution, of_features, products
 from ..patches import Patch, applied, is_upstream, patch
 from ..run import Precision, Run
 from ..versions import halves_the_averaged_model
 
 __all__: list[str] = []
+
+_LOGGER = logging.getLogger("ultralytics")
+_LIMITS = {torch.bfloat16: 3e-2, torch.float16: 1e-2}  # of the largest number: some times what rounding makes of it
+_LINEAR = (
+    "bf16 and fp16 matrix products were seen to be wrong on a B580 with some drivers (torch-xpu-ops#5220): install "
+    "another driver."
+)
+_CHECKS = {
+    dtype: [
+        Check(operator, dtype, compared(compute, dtype), limit, instead="Training in another precision", advice=advice)
+        for operator, compute, advice in (
+            ("matrix products", products, _LINEAR),
+            ("attention", attention, _LINEAR),
+            ("convolution 1×1", convolution(1), ""),
+            ("convolution 3×3", convolution(3, padding=1), ""),
+            ("convolution 3×3, depth-wise", convolution(3, padding=1, groups=16), ""),
+            ("batch norm", batch_norm, ""),
+            ("SiLU", of_features(torch.nn.functional.silu), ""),
+        )
+    ]
+    for dtype, limit in _LIMITS.items()
+}
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return [check for checks in _CHECKS.values() for check in checks]
+
+
+def _wrong(dtype: torch.dtype, device: DeviceInfo) -> Finding | None:
+    """Return something that a device computes wrongly in a dtype, if there is and was to be looked for."""
+    if SELF_CHECK.current() is False:
+        return None
+    return next((found for check in _CHECKS[dtype] if not (found := finding(check, device)).right), None)
 
 
 @hookimpl
@@ -30,11 +67,27 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision:
         return Precision("fp32", "amp=False asks for it", requested=True)
     if requested in ("bf16", "fp16", "fp32"):
         return Precision(requested, f"amp={requested!r} asks for it", requested=True)  # type: ignore[arg-type]
-    if device.has_matrix_units:
+    found = None
+    if device.has_matrix_units and not (found := _wrong(torch.bfloat16, device)):
         return Precision("bf16", "the device has matrix units")
-    if device.has_fp16:
-        return Precision("fp16", "the device has no matrix units, but float16")
-    return Precision("fp32", "the device has neither matrix units nor float16")
+    if found is None and not device.has_fp16:
+        return Precision("fp32", "the device has neither matrix units nor float16")
+    if device.has_fp16 and not (worse := _wrong(torch.float16, device)):
+        reason = f"{found}" if found else "the device has no matrix units, but float16"
+        return Precision("fp16", reason)
+    return Precision("fp32", f"{found or worse}")
+
+
+@hookimpl
+def xpu_configure(trainer: Any) -> None:
+    """Warn of a precision that the user named, and in which the device computes something wrongly."""
+    run: Run = trainer.xpu
+    if run.precision.requested and run.precision.dtype and not run.is_worker:
+        for found in filter(None, [_wrong(run.precision.dtype, info(index)) for index in run.indices]):
+            _LOGGER.warning(
+                f"XPU: {run.precision.name} is used, because {run.precision.reason}, but {found}. The model may learn "
+                f"nothing. amp=True chooses another precision."
+            )
 
 
 def _after_failure(run: Run, original: Any) -> Callable[..., Any]:

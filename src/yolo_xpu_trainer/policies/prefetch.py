@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..batches import AHEAD, AheadBatches, changes_batches
 from ..hookspecs import hookimpl
+from ..numerics import Check, avoids
 from ..options import Option
 from ..patches import Patch, patch, stand_in
 from ..run import Run, StashKey
@@ -35,6 +36,33 @@ def xpu_options() -> list[Option[int]]:
     return [PREFETCH]
 
 
+def _lost(device: torch.device) -> float:
+    """Return the share of bytes that don't arrive in copies from pinned memory in a stream of their own."""
+    stream: Any = torch.xpu.Stream(device)  # type: ignore[no-untyped-call]
+    drawn = torch.Generator().manual_seed(0)
+    sent = [
+        torch.empty(n, dtype=torch.int32, pin_memory=True).random_(generator=drawn) for n in (256, 100_000, 1_500_000)
+    ]
+    lost = 0.0
+    for _ in range(3):
+        with torch.xpu.stream(stream):
+            there = [part.to(device, non_blocking=True) for part in sent]
+            arrived = stream.record_event()
+        torch.xpu.current_stream(device).wait_event(arrived)
+        lost = max(lost, *(float((a.cpu() != b).double().mean()) for a, b in zip(there, sent, strict=True)))
+    return lost
+
+
+_SIDE_STREAM = Check(
+    "copies in a side stream", torch.int32, _lost, 0, "share", instead="Each batch is copied in its own step"
+)
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return [_SIDE_STREAM]
+
+
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Look ahead in whatever training loader there is in an epoch, as Ultralytics' loop goes through it."""
@@ -47,6 +75,8 @@ def xpu_patches(trainer: Any) -> list[Patch]:
             f"XPU: batches are not prefetched, because {owner} may change them on the host. "
             f"If it leaves them as they are until it calls super(), set {PREFETCH.key}=1."
         )
+        return []
+    if avoids(run, _SIDE_STREAM):
         return []
     ahead = run.stash[_LOOK_AHEAD] = LookAhead(trainer, depth)
 

@@ -21,11 +21,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...batches import changes_batches
 from ...hookspecs import hookimpl
+from ...numerics import Check, avoids
 from ...options import Option, Options
 from ...patches import patch
 from ...run import Run
 from ...versions import torch_release
 from .layout import LAYOUT, Layout, of, train_in, train_in_nchw
+from .numerics import CHECKS, checks_of
 from .optimizers import try_optimizer
 from .own_code import named, own_code
 from .trial import Trial
@@ -58,6 +60,11 @@ CHANNELS_LAST = Option(
 @hookimpl
 def xpu_options() -> list[Option[bool]]:
     return [CHANNELS_LAST]
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return CHECKS
 
 
 @hookimpl
@@ -119,6 +126,9 @@ def xpu_prepare_model(trainer: Any) -> None:
             f"XPU: training in NCHW, because images of {sides} pixels become feature maps of one, for which XPUs were "
             "seen to compute wrong gradients in channels_last (torch-xpu-ops#4756)."
         )
+    precision = trainer.xpu.precision.dtype or torch.float32
+    if layout.wanted and avoids(trainer.xpu, *checks_of(trainer.model, precision)):
+        layout.wanted = False
     if layout.wanted and not own_code(trainer.model):
         lay_out(trainer.model)
         layout.model = trainer.model

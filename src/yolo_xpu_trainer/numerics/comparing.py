@@ -1,0 +1,131 @@
+"""Compute the same on a device and on the CPU, and measure how far they are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["Given", "as_usual", "compared"]
+
+_REPEATS = 3  # some faults vary: torch-xpu-ops#4312, #4396
+
+
+class Given:
+    """The tensors that a computation is given: the same on every device, drawn anew for each computation.
+
+    Args:
+        device: Where they are.
+        dtype: What floating-point ones are rounded to. On the CPU they are float32 again, so that it computes exactly.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *shape: int, grad: bool = False, layout: torch.memory_format | None = None) -> torch.Tensor:
+        """Return numbers from a normal distribution.
+
+        Args:
+            shape: The shape.
+            grad: Whether it wants a gradient.
+            layout: Its memory format; by default NCHW.
+        """
+        return self.of(torch.randn(shape, generator=self._generator), grad, layout)
+
+    def of(self, value: torch.Tensor, grad: bool = False, layout: torch.memory_format | None = None) -> torch.Tensor:
+        """Return a tensor of the CPU's, of float32 or any integer dtype, on the device."""
+        if value.is_floating_point():
+            value = value.to(self.dtype)
+            value = value.float() if self.device.type == "cpu" else value
+        if layout is not None:
+            value = value.contiguous(memory_format=layout)
+        there = value.to(self.device)
+        return there.requires_grad_() if grad else there
+
+    def integers(self, high: int, *shape: int) -> torch.Tensor:
+        """Return integers from 0 to below `high`."""
+        return self.of(torch.randint(high, shape, generator=self._generator))
+
+    def orders(self, rows: int, n: int) -> torch.Tensor:
+        """Return `rows` random orders of 0 … n - 1 as float32, in which no number comes twice."""
+        return torch.rand(rows, n, generator=self._generator).argsort(1).float().to(self.device)
+
+    def mask(self, true: int, *shape: int) -> torch.Tensor:
+        """Return a mask with so many true elements."""
+        n = math.prod(shape)
+        flat = torch.zeros(n, dtype=torch.bool)
+        flat[torch.randperm(n, generator=self._generator)[:true]] = True
+        return flat.view(shape).to(self.device)
+
+    def with_gradients(self, output: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return an output, and the inputs' gradients for a random one of the output."""
+        gradient = self.normal(*output.shape).to(output.dtype)
+        return [output, *torch.autograd.grad(output, inputs, gradient)]
+
+
+def compared(
+    compute: Callable[[Given], Iterable[torch.Tensor]], dtype: torch.dtype = torch.float32, *, exact: bool = False
+) -> Callable[[torch.device], float]:
+    """Return a function that computes on a device, several times, and says how far that is from the CPU.
+
+    Args:
+        compute: Computes tensors.
+        dtype: The dtype on the device.
+        exact: Whether to tell the share of numbers that differ, rather than the largest relative difference.
+    """
+
+    def difference(device: torch.device) -> float:
+        expected = [value.detach() for value in compute(Given(torch.device("cpu"), dtype))]
+        worst = 0.0
+        for _ in range(_REPEATS):
+            found = [value.detach().cpu() for value in compute(Given(device, dtype))]
+            worst = max(worst, *map(_share if exact else _relative, found, expected))
+        return worst
+
+    return difference
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    if not expected.is_floating_point():
+        return _share(found, expected)
+    if found.shape != expected.shape:
+        return math.inf
+    if not expected.numel():
+        return 0.0
+    distance = (found.double() - expected.double()).abs().max() / expected.abs().max().clamp(min=1e-30)
+    return float(distance.nan_to_num(math.inf))
+
+
+def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the share of numbers that differ; of another shape, of the longer one's."""
+    if found.shape != expected.shape:
+        return max(abs(found.numel() - expected.numel()) / max(found.numel(), expected.numel(), 1), 1e-9)
+    return float((found != expected).double().mean()) if expected.numel() else 0.0
+
+
+@contextmanager
+def as_usual() -> Iterator[None]:
+    """Compute as training does, whatever the process has set: with gradients, in IEEE float32, without autocast."""
+    switches: Any = torch.backends.mkldnn
+    tf32 = getattr(switches, "allow_tf32", None)
+    deterministic, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "xpu"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if deterministic:
+            stack.callback(torch.use_deterministic_algorithms, True, warn_only=warns)
+            torch.use_deterministic_algorithms(False)
+        if tf32:
+            stack.callback(setattr, switches, "allow_tf32", tf32)
+            switches.allow_tf32 = False
+        yield

@@ -1,0 +1,96 @@
+"""What came out of checks: kept for the process, and on disk beside Ultralytics' settings."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import astuple, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..devices import DeviceInfo
+from .check import Finding
+
+__all__ = ["keep", "known", "path"]
+
+_known: dict[str, dict[str, Finding]] = {}  # by device, then by check: what this process found or read
+
+
+def path() -> Path:
+    """Return the file, in the directory of Ultralytics' settings, which `YOLO_CONFIG_DIR` names."""
+    from ultralytics.utils import USER_CONFIG_DIR
+
+    return Path(USER_CONFIG_DIR) / "xpu_self_check.json"
+
+
+def known(device: DeviceInfo) -> dict[str, Finding]:
+    """Return what is known of a device with its driver and this PyTorch, by check."""
+    key = _key(device)
+    if key not in _known:
+        _known[key] = _read(_stored().get(key))
+    return _known[key]
+
+
+def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
+    """Note what was found of a device; on disk, if that can be written."""
+    key = _key(device)
+    known(device).update(findings)
+    stored = _stored()  # another process may have written meanwhile
+    before = stored.get(key)
+    stored[key] = {
+        **(before if isinstance(before, dict) else {}),
+        **{name: [found.difference, found.error] for name, found in findings.items()},
+    }
+    with contextlib.suppress(OSError):
+        _write(path(), json.dumps(stored, indent=1))
+
+
+def _key(device: DeviceInfo) -> str:
+    """Return what a finding depends on: the device's properties, its driver, PyTorch and this package."""
+    what = astuple(replace(device, index=0))
+    return " | ".join(map(str, (*what, torch.__version__, torch.version.xpu, _version())))
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return version("yolo-xpu-trainer")
+    except PackageNotFoundError:  # in a frozen program
+        return "unknown"
+
+
+def _stored() -> dict[str, Any]:
+    try:
+        stored = json.loads(path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _read(entries: Any) -> dict[str, Finding]:
+    found = {}
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        with contextlib.suppress(TypeError, ValueError):
+            difference, error = entry
+            found[name] = Finding(float(difference), str(error))
+    return found
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace a file by one that is whole."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as temporary:
+            temporary.write(text)
+        os.replace(name, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
