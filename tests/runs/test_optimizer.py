@@ -34,10 +34,16 @@ def test_the_switch_leaves_ultralytics_optimizer(xpu: Any, train: Train) -> None
     assert look(train, "on_train_epoch_end", groups, optimizer="AdamW", xpu_fused_optimizer=False) == {None}
 
 
-def test_a_kernel_that_computes_something_else_is_not_used(xpu: Any, train: Train, monkeypatch: Any) -> None:
-    from yolo_xpu_trainer.policies import optimizer
-
-    assert optimizer.fused_agrees.__wrapped__(torch.optim.AdamW, xpu)
+@pytest.mark.parametrize("fault", ["wrong", "missing"])
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_kernel_that_is_wrong_or_missing_is_not_used(
+    train: Train,
+    nothing_known: None,
+    log: list[logging.LogRecord],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    checked: bool,
+) -> None:
     fused = torch._fused_adamw_
 
     def wrong(params: list[torch.Tensor], *args: Any, **kwargs: Any) -> None:
@@ -45,14 +51,15 @@ def test_a_kernel_that_computes_something_else_is_not_used(xpu: Any, train: Trai
         if params[0].device.type == "xpu":
             params[0].add_(1e-3)
 
-    monkeypatch.setattr(torch, "_fused_adamw_", wrong)
-    assert not optimizer.fused_agrees.__wrapped__(torch.optim.AdamW, xpu)
-
     def missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("Could not run 'aten::_fused_adamw_' with arguments from the 'XPU' backend.")
 
-    monkeypatch.setattr(torch, "_fused_adamw_", missing)
-    assert not optimizer.fused_agrees.__wrapped__(torch.optim.AdamW, xpu)
+    monkeypatch.setattr(torch, "_fused_adamw_", {"wrong": wrong, "missing": missing}[fault])
+    arguments = {"optimizer": "AdamW", "xpu_self_check": checked}
+    seen = look(train, "on_train_epoch_end", lambda t: {g["fused"] for g in t.optimizer.param_groups}, **arguments)
+    assert seen == {None}
+    (line,) = [record.getMessage() for record in log if "AdamW, fused" in record.getMessage()]
+    assert ("differs" if fault == "wrong" else "Could not run") in line
 
 
 def optimizer_of(train: Train, name: str = "AdamW") -> Any:

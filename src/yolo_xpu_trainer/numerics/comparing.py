@@ -98,7 +98,7 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     if not expected.numel():
         return 0.0
     distance = (found.double() - expected.double()).abs().max() / expected.abs().max().clamp(min=1e-30)
-    return float(distance.nan_to_num(math.inf))
+    return float(distance.nan_to_num(nan=math.inf, posinf=math.inf))
 
 
 def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
