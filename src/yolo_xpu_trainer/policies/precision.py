@@ -37,6 +37,7 @@ _CHECKS = {
             ("convolution 3×3, depth-wise", convolution(3, padding=1, groups=16), ""),
             ("batch norm", batch_norm, ""),
             ("SiLU", of_features(torch.nn.functional.silu), ""),
+            ("upsampling, nearest", of_features(torch.nn.Upsample(scale_factor=2)), ""),
         )
     ]
     for dtype, limit in _LIMITS.items()

@@ -169,6 +169,8 @@ CHECKS: list[Check] = [
     _nearly("convolution 3×3, stride 2", convolution(3, padding=1, stride=2)),
     _nearly("convolution 3×3, depth-wise", convolution(3, padding=1, groups=16)),
     _nearly("convolution 3×3, 4 groups", convolution(3, padding=1, groups=4)),
+    _nearly("convolution 3×3 of one channel", convolution(3, padding=1, shape=(2, 1, 8, 8))),
+    _nearly("convolution 3×3 of one pixel", convolution(3, padding=1, shape=(8, 16, 1, 1))),
     _nearly("convolution 2×2, transposed", convolution(2, transposed=True, stride=2)),
     _nearly("batch norm", batch_norm),
     _nearly("max-pool 5×5", of_features(lambda x: functional.max_pool2d(x, 5, 1, 2))),
