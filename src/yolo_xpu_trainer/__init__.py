@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import DeviceError as DeviceError
     from .errors import DuplicateDeviceError as DuplicateDeviceError
     from .errors import NoSuchXPUError as NoSuchXPUError
+    from .errors import NotSavedError as NotSavedError
     from .errors import NoXCCLError as NoXCCLError
     from .errors import NoXPUError as NoXPUError
     from .errors import OptionError as OptionError
@@ -76,6 +77,7 @@ _PUBLIC = {
         "NoSuchXPUError",
         "NoXCCLError",
         "NoXPUError",
+        "NotSavedError",
         "OptionError",
         "OptionValueError",
         "RunUnderWayError",

@@ -10,6 +10,7 @@
     │   ├── NoXCCLError (also a RuntimeError)      several XPUs were asked for, and this PyTorch trains on one
     │   └── NoXPUError (also a RuntimeError)       an XPU was asked for where there is none
     │       └── WrongBuildError (also an AssertionError)   … because this PyTorch was built without XPU support
+    ├── NotSavedError (also an OSError)   a checkpoint or results.csv can't be written
     ├── WrongResultsError       the XPU computes something wrongly that every training needs
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
@@ -33,6 +34,7 @@ __all__ = [
     "NoSuchXPUError",
     "NoXCCLError",
     "NoXPUError",
+    "NotSavedError",
     "OptionError",
     "OptionValueError",
     "Problem",
@@ -103,6 +105,20 @@ class NoXPUError(DeviceError, RuntimeError):
 
 class WrongBuildError(NoXPUError, AssertionError):
     """An XPU was asked for, and this PyTorch was built without XPU support; an AssertionError, as PyTorch's own is."""
+
+
+class NotSavedError(XPUTrainerError, OSError):
+    """A checkpoint, or `results.csv`, can't be written; what was there before is whole.
+
+    Attributes:
+        path: The file or folder.
+        errno: The number of the operating system's error, as of any OSError.
+    """
+
+    def __init__(self, message: str, *, path: str, errno: int | None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.errno = errno
 
 
 class WrongResultsError(XPUTrainerError, ArithmeticError):

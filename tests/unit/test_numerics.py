@@ -255,7 +255,7 @@ def test_where_nothing_can_be_written_the_process_remembers(xpu: torch.device, m
     def refuse(*args: Any) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(results, "_write", refuse)
+    monkeypatch.setattr(results, "replacing", refuse)
     for _ in range(2):
         assert finding(counting(made), devices.info(0)).right
     assert len(made) == 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import astuple, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 
 from ..devices import DeviceInfo
+from ..files import replacing
 from .check import Finding
 
 __all__ = ["keep", "known", "path"]
@@ -48,8 +47,8 @@ def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
         **(before if isinstance(before, dict) else {}),
         **{name: [found.difference, found.error] for name, found in findings.items()},
     }
-    with contextlib.suppress(OSError):
-        _write(path(), json.dumps(stored, indent=1))
+    with contextlib.suppress(OSError), replacing(path()) as beside:
+        beside.write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
 
 def _key(device: DeviceInfo) -> str:
@@ -81,16 +80,3 @@ def _read(entries: Any) -> dict[str, Finding]:
             difference, error = entry
             found[name] = Finding(float(difference), str(error))
     return found
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace a file by one that is whole."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as temporary:
-            temporary.write(text)
-        os.replace(name, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

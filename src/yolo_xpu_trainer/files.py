@@ -1,0 +1,105 @@
+"""Files that are at every instant the old or the new one, whole: written beside, flushed to the disk, renamed.
+
+As PyTorch's distributed checkpoints (`torch/distributed/checkpoint/filesystem.py`) and Lightning's `atomic_save` do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["AtomicPath", "remove_leftovers", "replacing"]
+
+_NAME = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.part")
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; how long a reader may hold a file on Windows
+
+
+@contextmanager
+def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside a file, for what takes the file's place when the block ends.
+
+    Nothing is replaced where the block raises, or writes nothing.
+
+    Args:
+        target: The file, which may not exist yet. A link stays, and what it points to is replaced.
+
+    Raises:
+        OSError: It can't be written, or on Windows somebody has held it for 3 s.
+    """
+    there = Path(os.path.realpath(target))
+    beside = there.with_name(f".{there.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        yield beside
+        if beside.exists():
+            with contextlib.suppress(OSError):  # a new file has the mode that the process gives
+                shutil.copymode(there, beside)
+            _flush(beside)
+            _rename(beside, there)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's contents are on the disk; else a rename could get there before them."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    for pause in (*_PAUSES, None):
+        try:
+            os.replace(source, target)
+        except PermissionError:  # on Windows, as long as somebody reads the target
+            if pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            break
+    if os.name != "nt":  # where directories can't be opened
+        with contextlib.suppress(OSError):
+            directory = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Remove what processes that are gone have left beside files of a directory.
+
+    Returns:
+        What was removed.
+    """
+    import psutil
+
+    removed = []
+    for path in directory.glob(".*.part") if directory.is_dir() else ():
+        name = _NAME.fullmatch(path.name)
+        if name and not psutil.pid_exists(int(name[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+class AtomicPath(type(Path())):  # type: ignore[misc]
+    """A path whose `write_bytes` and `write_text` replace the file; so do those of paths that are made from it."""
+
+    def write_bytes(self, data: Any) -> int:
+        """Replace the file by one with these bytes."""
+        with replacing(self) as beside:
+            return beside.write_bytes(data)
+
+    def write_text(self, data: str, *args: Any, **kwargs: Any) -> int:
+        """Replace the file by one with this text."""
+        with replacing(self) as beside:
+            return beside.write_text(data, *args, **kwargs)
