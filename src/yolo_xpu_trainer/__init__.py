@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import _yolo_xpu_trainer_autoload
 
 if TYPE_CHECKING:
+    from .device_errors import DeviceLostError as DeviceLostError
+    from .device_errors import NotEnoughMemoryError as NotEnoughMemoryError
     from .devices import DeviceInfo as DeviceInfo
     from .errors import DeviceError as DeviceError
     from .errors import DuplicateDeviceError as DuplicateDeviceError
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from .trainers import XPUYOLOEVPTrainer as XPUYOLOEVPTrainer
 
 _PUBLIC = {
+    "device_errors": ("DeviceLostError", "NotEnoughMemoryError"),
     "devices": ("DeviceInfo",),
     "errors": (
         "DeviceError",

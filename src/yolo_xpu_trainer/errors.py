@@ -10,6 +10,7 @@
     │   ├── NoXCCLError (also a RuntimeError)      several XPUs were asked for, and this PyTorch trains on one
     │   └── NoXPUError (also a RuntimeError)       an XPU was asked for where there is none
     │       └── WrongBuildError (also an AssertionError)   … because this PyTorch was built without XPU support
+    ├── DeviceLostError, NotEnoughMemoryError   see `device_errors.py`
     ├── NotSavedError (also an OSError)   a checkpoint or results.csv can't be written
     ├── WrongResultsError       the XPU computes something wrongly that every training needs
     ├── RunUnderWayError        another thread of this process trains on an XPU

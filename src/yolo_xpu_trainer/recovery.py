@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterator
 from types import FrameType, ModuleType
 from typing import Any
 
 import torch
 
+from .device_errors import is_of_device
 from .errors import XPUTrainerError
 from .options import Option
 from .patches import Patch
@@ -32,9 +32,6 @@ STRICT = Option(
 )
 _PACKAGE = __name__.partition(".")[0]
 _POLICIES = f"{_PACKAGE}.policies."
-_OF_DEVICES = re.compile(
-    r"DEVICE_LOST|UR_RESULT|PI_ERROR|\bUR error\b|Native API failed|out of (device )?memory", re.IGNORECASE
-)
 
 
 class Recovery:
@@ -67,9 +64,7 @@ class Recovery:
             Whether that was done. Not where the innermost frame, but PyTorch's own, isn't this package's; nor where the
             error is one of a device, of memory, or one that the package raises for its user.
         """
-        if isinstance(error, (XPUTrainerError, MemoryError, torch.OutOfMemoryError)):
-            return False
-        if _OF_DEVICES.search(str(error)):
+        if isinstance(error, XPUTrainerError) or is_of_device(error):
             return False
         frame, policy = _origin(error)
         if not policy or policy in self.off or self._strict():

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["Check", "Finding"]
+from ..device_errors import is_lost, is_out_of_memory
 
-_OF_DEVICE = ("DEVICE_LOST", "OUT_OF_", "out of memory")  # errors that say nothing of an operator
+__all__ = ["Check", "Finding"]
 
 Unit = Literal["relative", "share", "times"]
 
@@ -65,9 +65,9 @@ class Check:
         try:
             return Finding(self.difference(device), check=self)
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            text = str(error) or type(error).__name__
-            if isinstance(error, torch.OutOfMemoryError) or any(mark in text for mark in _OF_DEVICE):
+            if is_lost(error) or is_out_of_memory(error):  # which says nothing of an operator
                 raise
+            text = str(error) or type(error).__name__
             return Finding(math.inf, text.strip().splitlines()[0][:200], check=self)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ..device_errors import is_lost
 from ..hookspecs import hookimpl
 from ..patches import Patch, patch
 from ..run import Run
@@ -61,7 +62,7 @@ def check(run: Run, model: torch.nn.Module) -> bool:
     try:
         distance = _distance(run, model)
     except Exception as error:
-        if "DEVICE_LOST" in str(error):
+        if is_lost(error):
             raise
         _LOGGER.warning(f"XPU: AMP is not checked, because this model can't be called on a plain image: {error!r}")
         return True

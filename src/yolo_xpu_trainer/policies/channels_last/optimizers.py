@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...device_errors import is_lost
 from .layout import of, train_in_nchw
 from .restoring import same_random_numbers
 from .trial import LIMIT
@@ -42,7 +43,7 @@ def _refusal(optimizer: torch.optim.Optimizer) -> str:
     try:
         plain, ours = (_steps(optimizer, f) for f in (torch.contiguous_format, torch.channels_last))
     except Exception as error:  # of whatever type users' code raises
-        if "DEVICE_LOST" in str(error):
+        if is_lost(error):
             raise
         return f"the optimizer {kind.__name__} can't be tried in channels_last: {error}"
     if (plain - ours).norm() <= LIMIT * plain.norm():

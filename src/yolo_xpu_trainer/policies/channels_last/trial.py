@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ...device_errors import is_lost, is_out_of_memory
 from ...devices import empty_cache
 from .layout import of, train_in, train_in_nchw
 from .own_code import KNOWN
@@ -17,7 +17,6 @@ from .weights import lay_out
 
 __all__ = ["LIMIT", "Trial"]
 
-_OUT_OF_MEMORY = r"out of memory|OUT_OF_(RESOURCES|\w*MEMORY)"
 
 LIMIT = 1e-3
 """Relative difference of losses and predictions between the layouts, in float32, that is no rounding any more."""
@@ -98,7 +97,7 @@ def _attempt(model: torch.nn.Module, batch: dict[str, Any], memory_format: torch
             lay_out(model, memory_format)
             return _compute(model, batch, memory_format)
     except Exception as error:  # of whatever type users' code raises
-        if "DEVICE_LOST" in str(error):
+        if is_lost(error):
             raise
         return _told(error, memory_format)
 
@@ -155,7 +154,7 @@ def _difference(plain: _Result, ours: _Result) -> str:
 def _told(error: Exception, memory_format: torch.memory_format) -> str:
     """Return an error of a trial as a reason."""
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError) or re.search(_OUT_OF_MEMORY, text, re.IGNORECASE):
+    if is_out_of_memory(error):
         return "there was not enough memory to try the model's own code in channels_last."
     if memory_format is torch.contiguous_format:
         return f"the model's own code can't be tried: {_place(error)} failed in float32 in NCHW, too: {text}"

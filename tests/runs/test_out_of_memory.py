@@ -1,0 +1,180 @@
+"""Memory that runs out halves the batch whatever its error says; a lost device ends a run with what goes on from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xpu_simulator import faults
+from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError, devices
+
+from ..conftest import Train, TrainingData
+
+TEXTS = [
+    None,
+    faults.OUT_OF_DEVICE_MEMORY,
+    faults.OUT_OF_RESOURCES,
+    "Allocation is out of device memory on current platform.",
+    "UR error: 40",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_faults() -> Any:
+    yield
+    if devices.may_be_any():
+        faults.clear()
+
+
+def order_in_forward(trainer: Any, order: Callable[[], None]) -> None:
+    """Give an order in the middle of the next forward, once."""
+    layer = trainer.model.model[5]
+    handle = layer.register_forward_pre_hook(lambda *args: (handle.remove(), order())[:0] or None)
+
+
+def order_in_backward(trainer: Any, order: Callable[[], None]) -> None:
+    """Give an order in the middle of the next backward, once."""
+    weight = next(trainer.model.model[5].parameters())
+    handle = weight.register_hook(lambda gradient: (handle.remove(), order())[:0] or None)
+
+
+ORDERS = {"forward": order_in_forward, "backward": order_in_backward}
+
+
+@pytest.mark.parametrize("moment", list(ORDERS))
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_the_batch_is_halved(
+    train: Train, log: list[logging.LogRecord], text: str | None, epoch: int, moment: str
+) -> None:
+    seen: list[tuple[int, int]] = []
+    ordered: list[int] = []
+
+    def fail(trainer: Any) -> None:
+        seen.append((trainer.epoch, trainer.batch_size))
+        if trainer.epoch == epoch and not ordered:
+            ordered.append(1)
+            ORDERS[moment](trainer, lambda: faults.out_of_memory(text=text))
+
+    trainer = train(epochs=2, batch=4, val=False, amp=False, callbacks={"on_train_epoch_start": fail})
+    assert ordered
+    assert trainer.batch_size == 2
+    assert seen == [(0, 4)] * (epoch + 1) + [(epoch, 2)] + [(1, 2)] * (1 - epoch) if epoch == 0 else True
+    assert [e for e, _ in seen] == ([0, 0, 1] if epoch == 0 else [0, 1, 1])
+    assert len([r for r in log if "Reducing to batch=2" in r.getMessage()]) == 1
+    assert trainer.last.exists()
+
+
+def test_it_is_halved_in_mixed_precision_as_well(train: Train) -> None:
+    ordered: list[int] = []
+
+    def fail(trainer: Any) -> None:
+        if not ordered:
+            ordered.append(1)
+            order_in_forward(trainer, lambda: faults.out_of_memory(text=faults.OUT_OF_RESOURCES))
+
+    assert train(batch=4, val=False, callbacks={"on_train_epoch_start": fail}).batch_size == 2
+
+
+def test_a_run_that_does_not_fit_whatever_its_batch_says_what_to_do(train: Train) -> None:
+    def fail(trainer: Any) -> None:
+        trainer.model.model[5].register_forward_pre_hook(lambda *args: faults.out_of_memory(text="UR error: 39"))
+
+    with pytest.raises(NotEnoughMemoryError) as refused:
+        train(batch=4, imgsz=64, val=False, callbacks={"on_train_start": fail})
+    text = str(refused.value)
+    assert "The memory of xpu:0 Intel Arc B580 Graphics ran out in epoch 1 of 1 with batch=1" in text
+    assert "smaller images than imgsz=64" in text
+    assert "Nothing was saved of this run yet" in text
+    assert isinstance(refused.value, torch.OutOfMemoryError)
+    assert refused.value.batch == 1
+
+
+@pytest.mark.parametrize("moment", list(ORDERS))
+def test_a_lost_device_is_not_tried_again(train: Train, log: list[logging.LogRecord], moment: str) -> None:
+    folder: list[Path] = []
+
+    def lose(trainer: Any) -> None:
+        folder.append(trainer.save_dir)
+        if trainer.epoch == 1:
+            ORDERS[moment](trainer, faults.device_lost)
+
+    with pytest.raises(DeviceLostError) as ended:
+        train(epochs=3, val=False, callbacks={"on_train_epoch_start": lose})
+    last = folder[0] / "weights" / "last.pt"
+    assert f"go on with `yolo train resume=True model={last}`" in str(ended.value)
+    assert "in epoch 2 of 3" in str(ended.value)
+    assert ended.value.checkpoint == str(last)
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    assert len(folder) == 2
+    assert not [r for r in log if "Reducing to batch" in r.getMessage()]
+
+
+def test_resources_that_run_out_on_a_device_that_does_not_respond_are_a_lost_device(train: Train) -> None:
+    def lose() -> None:
+        faults.out_of_memory(text=faults.OUT_OF_RESOURCES)
+        faults.device_lost(at_launch=2)
+
+    with pytest.raises(DeviceLostError, match="UR_RESULT_ERROR_OUT_OF_RESOURCES"):
+        train(val=False, callbacks={"on_train_epoch_start": lambda trainer: order_in_forward(trainer, lose)})
+
+
+def test_an_error_of_the_users_own_stays_what_it_is(train: Train) -> None:
+    def fail(trainer: Any) -> None:
+        def hook(*args: Any) -> None:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        trainer.model.model[5].register_forward_pre_hook(hook)
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
+        train(val=False, callbacks={"on_train_start": fail})
+    assert type(raised.value) is RuntimeError
+
+
+# The process's share of the memory
+
+
+def test_a_run_takes_no_more_than_is_free_and_gives_the_limit_back(train: Train) -> None:
+    if not hasattr(torch.xpu, "set_per_process_memory_fraction"):
+        pytest.skip("PyTorch 2.10 is needed")
+    seen: list[float] = []
+    note = {"on_train_start": lambda trainer: seen.append(torch.xpu.get_per_process_memory_fraction(0))}
+    assert torch.xpu.get_per_process_memory_fraction(0) == 1.0
+    train(val=False, callbacks=note)
+    assert 0.9 < seen[0] <= 1.0
+    assert torch.xpu.get_per_process_memory_fraction(0) == 1.0
+    torch.xpu.set_per_process_memory_fraction(0.5, 0)
+    try:
+        train(val=False, callbacks=note)
+        assert torch.xpu.get_per_process_memory_fraction(0) == 0.5
+    finally:
+        torch.xpu.set_per_process_memory_fraction(1.0, 0)
+    assert seen[1] == 0.5
+
+
+@pytest.mark.parametrize("error", ["exhaustion_39", "exhaustion_40", "exhaustion_20"])
+def test_a_driver_that_gives_more_than_there_is_does_not_fail(data: TrainingData, tmp_path: Path, error: str) -> None:
+    # torch-xpu-ops#3155, #1324: without a limit the kernels fail, in the end with DEVICE_LOST
+    arguments = {"epochs": 1, "imgsz": 128, "batch": 8, "workers": 0, "plots": False, "val": False, "amp": False}
+    script = (
+        "import sys; from ultralytics import YOLO; model = YOLO('yolo11n.yaml')\n"
+        f"model.train(data=sys.argv[1], project=sys.argv[2], **{arguments})"
+    )
+    environment = {
+        **os.environ,
+        "XPU_SIMULATOR": "arc-b580",
+        "XPU_SIMULATOR_FAULTS": error,
+        "XPU_SIMULATOR_CAPACITY": str(92 << 20),
+    }
+    command = [sys.executable, "-c", script, data("detect"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Reducing to batch" in done.stdout + done.stderr
