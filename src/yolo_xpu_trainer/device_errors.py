@@ -37,6 +37,8 @@ class DeviceLostError(XPUTrainerError, RuntimeError):
         checkpoint: The path of the checkpoint that the run can go on from, "" where there is none.
     """
 
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: another process may go on
+
     def __init__(self, message: str, *, device: str, checkpoint: str) -> None:
         super().__init__(message)
         self.device = device
@@ -51,6 +53,8 @@ class NotEnoughMemoryError(XPUTrainerError, torch.OutOfMemoryError):
         batch: The batch that was too large.
         checkpoint: The path of the checkpoint that the run can go on from, "" where there is none.
     """
+
+    exit_status = 71  # EX_OSERR of sysexits.h
 
     def __init__(self, message: str, *, device: str, batch: int, checkpoint: str) -> None:
         super().__init__(message)

@@ -67,7 +67,13 @@ class Problem:
 
 
 class XPUTrainerError(Exception):
-    """Anything that this package refuses to go on with."""
+    """Anything that this package refuses to go on with.
+
+    Attributes:
+        exit_status: That of the `yolo` and `yolo-xpu` commands after it: 2, or what the class says.
+    """
+
+    exit_status = 2
 
 
 class DeviceError(XPUTrainerError, ValueError):
@@ -116,6 +122,8 @@ class NotSavedError(XPUTrainerError, OSError):
         errno: The number of the operating system's error, as of any OSError.
     """
 
+    exit_status = 74  # EX_IOERR of sysexits.h
+
     def __init__(self, message: str, *, path: str, errno: int | None) -> None:
         super().__init__(message)
         self.path = path
@@ -129,6 +137,8 @@ class WrongResultsError(XPUTrainerError, ArithmeticError):
         device: The XPU, as `xpu:0 Intel Arc B580 Graphics`.
         findings: What was found wrong, a `yolo_xpu_trainer.numerics.Finding` each.
     """
+
+    exit_status = 70  # EX_SOFTWARE of sysexits.h
 
     def __init__(self, message: str, *, device: str, findings: Sequence[Any]) -> None:
         super().__init__(message)

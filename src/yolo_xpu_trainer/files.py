@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AtomicPath", "remove_leftovers", "replacing"]
+__all__ = ["HEARTBEAT_VARIABLE", "AtomicPath", "remove_leftovers", "replacing"]
+
+HEARTBEAT_VARIABLE = "YOLO_XPU_HEARTBEAT"
+"""Names the file in which a supervised run says that it is alive."""
 
 _NAME = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.part")
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; how long a reader may hold a file on Windows

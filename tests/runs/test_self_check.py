@@ -209,11 +209,11 @@ def yolo(data: TrainingData, tmp_path: Path) -> Callable[..., subprocess.Complet
     return run
 
 
-def test_the_command_ends_with_one_line_and_status_2(
+def test_the_command_ends_with_one_line_and_a_status_of_its_own(
     yolo: Callable[..., subprocess.CompletedProcess[str]], nothing_known: None
 ) -> None:
     done = yolo("arc-b580", "wrong_topk")
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == WrongResultsError.exit_status == 70, done.stderr
     assert "yolo: error: xpu:0 Intel Arc B580 Graphics can't be trained on" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -225,5 +225,5 @@ def test_workers_of_several_devices_do_as_their_parent_found(
     done = yolo("max-1550", "wrong_fused_optimizer", **arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     refused = yolo("max-1550", "wrong_topk", **{**arguments, "xpu_self_check": "full"})
-    assert refused.returncode == 2
+    assert refused.returncode == 70
     assert "xpu:0 Intel Data Center GPU Max 1550" in refused.stderr

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "show the XPUs and their capabilities, or why there is none and how to fix it",
     "options": "list the `xpu_*` options, their defaults and what they do",
     "plugins": "show which plugins implement which hook, in the order in which they are called",
+    "train": "run `yolo train`, and go on from the last checkpoint where the device or the driver ends it",
 }
 """Each command and its summary."""
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the program's name, by default that of the process.
 
     Returns:
-        Exit code: the command's own, or 2 after an error of this package, which is printed to standard error.
+        Exit code: the command's own, or that of an error of this package, which is printed to standard error.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
@@ -53,5 +54,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
     except XPUTrainerError as error:
         print(f"yolo-xpu {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     return code

@@ -64,6 +64,29 @@ def save_metrics(original: Callable[..., Any], self: Any, *args: Any, **kwargs: 
 
 
 @hookimpl
+def xpu_after_setup(trainer: Any) -> None:
+    """Let the rows of a run that is resumed join: `results.csv` may be an epoch ahead of the checkpoint."""
+    trainer.add_callback("on_train_start", _drop_later_rows)
+
+
+def _drop_later_rows(trainer: Any) -> None:
+    csv, first = trainer.csv, trainer.start_epoch
+    if not first or not csv.is_file() or os.environ.get("RANK", "-1") not in ("-1", "0"):
+        return
+    head, *rows = csv.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [row for row in rows if _epoch(row) <= first]
+    if len(kept) < len(rows):
+        AtomicPath(csv).write_text("".join((head, *kept)), encoding="utf-8")
+
+
+def _epoch(row: str) -> float:
+    try:
+        return float(row.partition(",")[0])
+    except ValueError:
+        return float("inf")
+
+
+@hookimpl
 @contextmanager
 def xpu_around_run(trainer: Any) -> Iterator[None]:
     """Remove what a killed process has left in the run's folder, which it has if this is resumed."""

@@ -22,7 +22,7 @@ _VERBOSE = "YOLO_VERBOSE"  # Ultralytics' own variable; unset, it is as verbose 
 
 @patch("ultralytics.cfg:entrypoint", why="an error of this package would end the `yolo` command with a traceback")
 def entrypoint(original: Callable[..., Any], debug: str = "") -> Any:
-    """Run the `yolo` command; an error of ours ends it with one line, or its traceback, and exit status 2.
+    """Run the `yolo` command; an error of ours ends it with one line, or its traceback, and the error's exit status.
 
     Python code that hands in a command line gets the exception.
     """
@@ -35,7 +35,7 @@ def entrypoint(original: Callable[..., Any], debug: str = "") -> Any:
             traceback.print_exc()
         else:
             print(f"yolo: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_status) from None
 
 
 @patch("ultralytics.cfg:check_dict_alignment", why="`yolo` refuses `trainer=` and every `xpu_*` option")
