@@ -28,12 +28,11 @@ _OF_CHECKPOINTS = ("last", "best", "wdir")
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Let whatever a run writes into its folder replace the file that is there."""
-    folder = Path(os.path.realpath(trainer.save_dir))
 
     @patch("torch:save", why="a process that is killed while it saves leaves a part of a file", everywhere=False)
     def save(original: Callable[..., Any], obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
         """Save an object; to a file of the run by way of one beside it."""
-        if not isinstance(f, (str, os.PathLike)) or folder not in Path(os.path.realpath(f)).parents:
+        if not isinstance(f, (str, os.PathLike)) or not _is_within(trainer.save_dir, f):
             return original(obj, f, *args, **kwargs)
         with _explained(trainer, Path(f)), replacing(f) as beside:
             try:
@@ -110,6 +109,10 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         for name, path in atomic.items():
             if getattr(trainer, name, None) is path:
                 setattr(trainer, name, before[name])
+
+
+def _is_within(folder: Path, file: str | os.PathLike[str]) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
 
 
 @contextmanager
