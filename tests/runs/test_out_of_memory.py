@@ -84,6 +84,53 @@ def test_it_is_halved_in_mixed_precision_as_well(train: Train) -> None:
     assert train(batch=4, val=False, callbacks={"on_train_epoch_start": fail}).batch_size == 2
 
 
+@pytest.mark.parametrize("text", [None, faults.OUT_OF_RESOURCES], ids=str)
+@pytest.mark.parametrize("amp", [False, "fp16"])
+def test_memory_that_runs_out_in_an_optimizers_step_halves_the_batch(
+    train: Train, log: list[logging.LogRecord], text: str | None, amp: Any
+) -> None:
+    ordered: list[int] = []
+
+    def fail(trainer: Any) -> None:
+        def order(*args: Any) -> None:
+            if not ordered:
+                ordered.append(1)
+                faults.out_of_memory(text=text)
+
+        trainer.optimizer.register_step_pre_hook(order)
+
+    seen: list[float] = []
+    note = {"on_train_start": fail, "on_train_batch_end": lambda trainer: seen.append(float(trainer.loss.detach()))}
+    trainer = train(epochs=2, batch=4, nbs=4, amp=amp, val=False, callbacks=note)
+    assert ordered
+    assert trainer.batch_size == 2
+    assert all(map(torch.isfinite, map(torch.tensor, seen)))
+    assert len([r for r in log if "Reducing to batch=2" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["after an epoch", "final"])
+@pytest.mark.parametrize("text", [None, faults.OUT_OF_RESOURCES], ids=str)
+def test_validation_has_a_smaller_batch_of_its_own(
+    train: Train, log: list[logging.LogRecord], text: str | None, final: bool
+) -> None:
+    ordered: list[int] = []
+    ends: list[int] = []
+
+    def fail(validator: Any) -> None:
+        if len(ordered) < 2 and validator.training is not final:
+            ordered.append(validator.dataloader.batch_size)
+            faults.out_of_memory(at_launch=20, text=text)
+
+    note = {"on_val_start": fail, "on_fit_epoch_end": lambda trainer: ends.append(trainer.epoch)}
+    trainer = train(epochs=2, batch=4, callbacks=note)
+    assert ordered == [8, 4]
+    assert trainer.batch_size == 4
+    assert trainer.test_loader.batch_size == 2
+    assert len([r for r in log if "memory ran out in validation" in r.getMessage()]) == 2
+    assert len(ends) == 3
+    assert trainer.metrics
+
+
 def test_a_run_that_does_not_fit_whatever_its_batch_says_what_to_do(train: Train) -> None:
     def fail(trainer: Any) -> None:
         trainer.model.model[5].register_forward_pre_hook(lambda *args: faults.out_of_memory(text="UR error: 39"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError
 from yolo_xpu_trainer.commands import train as command
 
 from ..conftest import TrainingData
@@ -92,6 +93,20 @@ def test_a_run_of_which_nothing_was_saved_starts_anew(supervise: Supervise, tmp_
     assert "starting anew, because nothing was saved yet" in done.stderr
 
 
+def test_a_run_whose_batch_is_too_large_goes_on_with_half_of_it(supervise: Supervise, tmp_path: Path) -> None:
+    act = (
+        "from yolo_xpu_trainer import NotEnoughMemoryError as E; raise E('no room', device='', batch=4, checkpoint='')"
+    )
+    done = supervise(act)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"memory ran out; going on with {tmp_path}/run/weights/last.pt and batch=2" in done.stderr
+    assert epochs(tmp_path) == [1, 2, 3]
+
+
+def test_the_statuses_are_those_of_the_errors() -> None:
+    assert (DeviceLostError.exit_status, NotEnoughMemoryError.exit_status) == (command.LOST, command.OUT_OF_MEMORY)
+
+
 def test_it_ends_after_so_many_restarts(supervise: Supervise) -> None:
     done = supervise(LOSE, "--restarts", "1", times=9)
     assert done.returncode == command.LOST
@@ -143,7 +158,7 @@ def test_ctrl_c_ends_the_child_as_well(data: TrainingData, tmp_path: Path) -> No
         (-9, 200.0, True, "it made no step for 200 s"),
         (1, 0.0, False, "it ended with exit status 1"),
         (2, 0.0, False, "it ended with exit status 2"),
-        (71, 0.0, False, "it ended with exit status 71"),
+        (71, 0.0, False, "memory ran out"),
     ],
 )
 def test_only_what_a_new_process_can_get_over_is_worth_one(status: int, hung: float, worth: bool, text: str) -> None:

@@ -27,8 +27,8 @@ from .arguments import DEFAULT, integer
 
 __all__ = ["add_arguments", "run"]
 
-LOST = 75
-"""Exit status of `yolo` after a lost device: EX_TEMPFAIL of sysexits.h, "try again"."""
+LOST, OUT_OF_MEMORY = 75, 71
+"""Exit statuses of `yolo` after a lost device and where memory ran out: `exit_status` in `device_errors.py`."""
 
 _LOOK = 0.2  # seconds between two looks at the child
 _LEAST_PATIENCE, _TIMES_LONGER = 120.0, 20  # a step may take so many times as long as the longest before
@@ -72,8 +72,8 @@ class _End:
     def __str__(self) -> str:
         if self.hung:
             return f"it made no step for {self.hung:.0f} s"
-        if self.status == LOST:
-            return "the device was lost"
+        if self.status in (LOST, OUT_OF_MEMORY):
+            return "the device was lost" if self.status == LOST else "memory ran out"
         number = -self.status if self.status < 0 else self.status - 128
         try:
             return f"it was ended by {signal.Signals(number).name}"
@@ -96,14 +96,19 @@ def run(args: argparse.Namespace) -> int:
             if end.status == 0 and not end.hung:
                 return 0
             checkpoint = Path(_read(beat).get("checkpoint", ""))
+            batch = int(_read(beat).get("batch", 0))
             left = args.restarts - restart
-            if not end.is_worth_another or not left:
-                _tell(console, f"{end}", "" if end.is_worth_another else "which another process wouldn't change")
+            worth = end.is_worth_another or (end.status == OUT_OF_MEMORY and batch > 1 and checkpoint.is_file())
+            if not worth or not left:
+                _tell(console, f"{end}", "" if worth else "which another process wouldn't change")
                 break
             pause = min(args.pause * 2**restart, _LONGEST_PAUSE)
             if checkpoint.is_file():
                 arguments = ["resume=True", f"model={checkpoint}"]
                 then = f"going on with {checkpoint}"
+                if end.status == OUT_OF_MEMORY:
+                    arguments = [*arguments, f"batch={batch // 2}"]
+                    then += f" and batch={batch // 2}"
             else:
                 then = "starting anew, because nothing was saved yet"
             _tell(console, f"{end}", f"{then} in {pause:g} s, {left} of {args.restarts} restarts left")

@@ -35,6 +35,6 @@ def _beat(trainer: Any, now: bool = False) -> None:
         return
     trainer.xpu.stash[_BEAT] = time.monotonic()
     epoch = getattr(trainer, "epoch", 0) + 1  # there is none before the first
-    said = {"checkpoint": str(trainer.last), "epoch": epoch, "epochs": trainer.epochs}
+    said = {"checkpoint": str(trainer.last), "epoch": epoch, "epochs": trainer.epochs, "batch": trainer.batch_size}
     with contextlib.suppress(OSError):
         Path(os.environ[HEARTBEAT_VARIABLE]).write_text(json.dumps(said), encoding="utf-8")

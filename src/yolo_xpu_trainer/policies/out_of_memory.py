@@ -6,6 +6,8 @@ PyTorch's allocator refuses before the driver fails.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from ..device_errors import DeviceLostError, NotEnoughMemoryError, is_lost, is_o
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
 from ..patches import Patch, patch
-from ..run import Run
+from ..run import Run, StashKey
 
 __all__: list[str] = []
 
@@ -53,6 +55,9 @@ def autocast(run: Run, original: Callable[..., Any], *args: Any, **kwargs: Any) 
 
     @contextmanager
     def entered() -> Iterator[None]:
+        if failed := run.stash.get(_FAILED_STEP, ""):
+            run.stash[_FAILED_STEP] = ""
+            raise torch.OutOfMemoryError(failed)
         with _one_error(run.device.device), original(*args, **kwargs):
             yield
 
@@ -66,9 +71,81 @@ def backward(run: Run, original: Callable[..., Any], self: torch.Tensor, *args: 
         return original(self, *args, **kwargs)
 
 
+_FAILED_STEP = StashKey[str]()
+"""The text of an error in an optimizer's step, which the next forward raises: only that is where Ultralytics halves."""
+
+
+@patch(
+    "ultralytics.engine.trainer:BaseTrainer.optimizer_step",
+    why="the optimizer makes its state in its first step, and memory that runs out there ends the run",
+)
+def optimizer_step(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Step; where memory runs out, leave the step out, and have the batch halved in the next forward.
+
+    Weights that the optimizer had updated by then stay so: it works through its groups one by one.
+    """
+    try:
+        with _one_error(run.device.device):
+            return original(self, *args, **kwargs)
+    except torch.OutOfMemoryError as error:
+        if not _halves_the_batch():
+            raise
+        run.stash[_FAILED_STEP] = str(error)
+    self.optimizer.zero_grad()
+    with contextlib.suppress(AssertionError):  # of a scaler that hasn't got as far as the gradients
+        self.scaler.update()
+    return None
+
+
+@functools.cache
+def _halves_the_batch() -> bool:
+    """Whether this Ultralytics goes on with a smaller batch, as it does from 8.4.20 or so on."""
+    from ultralytics.engine.trainer import BaseTrainer
+
+    return hasattr(BaseTrainer, "_build_train_pipeline")
+
+
+def _validating(trainer: Any) -> Patch:
+    """Return a patch that gives a run's validation a smaller batch of its own, where memory runs out in it."""
+
+    @patch(
+        "ultralytics.engine.validator:BaseValidator.__call__",
+        why="validation takes twice the training's batch, and memory that runs out in it ends the run",
+    )
+    def call(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Validate, again with half the batch as often as memory runs out."""
+        while True:
+            try:
+                with _one_error(run.device.device):
+                    return original(self, *args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                batch = int(getattr(self.dataloader, "batch_size", 0) or 0)
+                if self is not trainer.validator or batch < 2 or len(run.indices) > 1:
+                    raise
+                seen = _first_line(error)
+            _LOGGER.warning(
+                f"XPU: memory ran out in validation with batch={batch} ({seen}). Validating again with {batch // 2}, "
+                "from now on; training keeps its batch."
+            )
+            _replace_loader(trainer, batch // 2)
+
+    return call
+
+
+def _replace_loader(trainer: Any, batch: int) -> None:
+    """Give a trainer's validation another batch."""
+    before = trainer.validator.dataloader
+    if hasattr(before, "close"):
+        before.close()
+    trainer._clear_memory()
+    data = getattr(trainer, "testset", None) or trainer.data.get("val") or trainer.data.get("test")
+    trainer.test_loader = trainer.get_dataloader(data, batch_size=batch, rank=-1, mode="val")
+    trainer.validator.dataloader = trainer.test_loader
+
+
 @hookimpl(trylast=True)  # around the run's own autocast
 def xpu_patches(trainer: Any) -> list[Patch]:
-    return [autocast, backward]
+    return [autocast, backward, optimizer_step, _validating(trainer)]
 
 
 @hookimpl
