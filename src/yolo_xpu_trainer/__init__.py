@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import NoXPUError as NoXPUError
     from .errors import OptionError as OptionError
     from .errors import OptionValueError as OptionValueError
+    from .errors import RunFolderInUseError as RunFolderInUseError
     from .errors import RunUnderWayError as RunUnderWayError
     from .errors import UnknownDeviceError as UnknownDeviceError
     from .errors import UnknownOptionError as UnknownOptionError
@@ -83,6 +84,7 @@ _PUBLIC = {
         "NotSavedError",
         "OptionError",
         "OptionValueError",
+        "RunFolderInUseError",
         "RunUnderWayError",
         "UnknownDeviceError",
         "UnknownOptionError",

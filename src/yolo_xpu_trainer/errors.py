@@ -13,6 +13,7 @@
     ├── DeviceLostError, NotEnoughMemoryError   see `device_errors.py`
     ├── NotSavedError (also an OSError)   a checkpoint or results.csv can't be written
     ├── WrongResultsError       the XPU computes something wrongly that every training needs
+    ├── RunFolderInUseError     another process trains in the folder that a run would write into
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
     ├── UsageError              a `yolo-xpu` command can't do what was asked
@@ -39,6 +40,7 @@ __all__ = [
     "OptionError",
     "OptionValueError",
     "Problem",
+    "RunFolderInUseError",
     "RunUnderWayError",
     "UnknownDeviceError",
     "UnknownOptionError",
@@ -144,6 +146,20 @@ class WrongResultsError(XPUTrainerError, ArithmeticError):
         super().__init__(message)
         self.device = device
         self.findings = tuple(findings)
+
+
+class RunFolderInUseError(XPUTrainerError, RuntimeError):
+    """Another process trains in the folder that a run would write into.
+
+    Attributes:
+        folder: The folder.
+        process: The number of the process.
+    """
+
+    def __init__(self, message: str, *, folder: str, process: int) -> None:
+        super().__init__(message)
+        self.folder = folder
+        self.process = process
 
 
 class RunUnderWayError(XPUTrainerError, RuntimeError):

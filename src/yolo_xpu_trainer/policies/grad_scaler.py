@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +14,8 @@ from ..numerics import Check, Given, compared
 from ..run import Run
 
 __all__ = ["GradScaler"]
+
+_LOGGER = logging.getLogger("ultralytics")
 
 
 def _scaled_steps(given: Given) -> list[torch.Tensor]:
@@ -51,6 +55,28 @@ def xpu_after_setup(trainer: Any) -> None:
     trainer.scaler = GradScaler("xpu", enabled=run.precision.needs_scaler)
     if run.precision.needs_scaler and (state := run.resumed.get("scaler")):
         trainer.scaler.load_state_dict(state)
+    if run.precision.needs_scaler:
+        trainer.add_callback("on_train_epoch_end", _give_fp16_up)
+
+
+_LEAST_SCALE = 1.0  # where it begins at 65536 and is halved by each overflow: gradients themselves don't fit any more
+
+
+def _give_fp16_up(trainer: Any) -> None:
+    """Go on in bf16, or in fp32, where gradients overflow float16 whatever their scale."""
+    run: Run = trainer.xpu
+    if not run.precision.needs_scaler or not isinstance(trainer.scaler, GradScaler):
+        return
+    scale = trainer.scaler.get_scale()
+    if scale >= _LEAST_SCALE:
+        return
+    name: Literal["bf16", "fp32"] = "bf16" if run.device.has_matrix_units else "fp32"
+    reason = f"gradients overflowed fp16 until their scale was {scale:g}"
+    run.precision = replace(run.precision, name=name, reason=reason)
+    trainer.amp = run.precision.dtype is not None
+    trainer.scaler = GradScaler("xpu", enabled=False)
+    if not run.is_worker:
+        _LOGGER.warning(f"XPU: training goes on in {name}, because {reason}.")
 
 
 class _Scale(torch.Tensor):

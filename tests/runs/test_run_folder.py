@@ -1,0 +1,76 @@
+"""Two runs never write into the same folder at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolo_xpu_trainer import RunFolderInUseError
+from yolo_xpu_trainer.policies import run_folder
+
+from ..conftest import Train
+
+
+@pytest.fixture
+def elsewhere() -> Any:
+    """Another process that lives."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def note(folder: Path, process: int, started: float | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {"process": process, "started": run_folder._started(process) if started is None else started}
+    (folder / run_folder._NAME).write_text(json.dumps(said))
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_and_stays_as_it_is(
+    train: Train, tmp_path: Path, elsewhere: Any
+) -> None:
+    folder = tmp_path / "same"
+    note(folder, elsewhere.pid)
+    with pytest.raises(RunFolderInUseError) as refused:
+        train(name="same", exist_ok=True)
+    assert f"Process {elsewhere.pid} trains in {folder}" in str(refused.value)
+    assert os.listdir(folder) == [run_folder._NAME]
+    assert refused.value.process == elsewhere.pid
+
+
+def test_without_exist_ok_ultralytics_numbers_the_next_one(train: Train, tmp_path: Path, elsewhere: Any) -> None:
+    note(tmp_path / "same", elsewhere.pid)
+    assert train(name="same", val=False).save_dir.name == "same-2"
+
+
+@pytest.mark.parametrize("kind", ["gone", "another with its number", "broken"])
+def test_what_a_killed_process_left_hinders_nobody(train: Train, tmp_path: Path, elsewhere: Any, kind: str) -> None:
+    folder = tmp_path / "same"
+    if kind == "gone":
+        elsewhere.kill()
+        elsewhere.wait()
+        note(folder, elsewhere.pid, started=1.0)
+    elif kind == "another with its number":
+        note(folder, elsewhere.pid, started=1.0)
+    else:
+        folder.mkdir()
+        (folder / run_folder._NAME).write_text("{")
+    assert train(name="same", exist_ok=True, val=False).save_dir == folder
+    assert not (folder / run_folder._NAME).exists()
+
+
+def test_a_run_says_whose_the_folder_is_as_long_as_it_lasts(train: Train) -> None:
+    seen: list[int] = []
+
+    def look(trainer: Any) -> None:
+        seen.append(run_folder._noted(trainer.save_dir / run_folder._NAME)[0])
+
+    trainer = train(val=False, callbacks={"on_train_start": look})
+    assert seen == [os.getpid()]
+    assert not (trainer.save_dir / run_folder._NAME).exists()
