@@ -24,7 +24,7 @@ T = TypeVar("T", bool, int, float, str)
 
 _PREFIX, _VARIABLE_PREFIX = "xpu_", "YOLO_XPU_"
 TRUE_WORDS, _FALSE_WORDS = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
-RESERVED_NAMES = frozenset({"amp", "autoload", "child", "heartbeat", "plugins", "strict", "trainer"})
+RESERVED_NAMES = frozenset({"amp", "autoload", "child", "errors", "heartbeat", "plugins", "strict", "trainer"})
 """Names that only this package gives to an option, or whose variable `YOLO_XPU_…` isn't an option's."""
 
 _scope: ContextVar[Mapping[str, Any]] = ContextVar("xpu_options", default=MappingProxyType({}))

@@ -21,7 +21,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 
 from . import devices
-from .errors import DeviceError, OptionValueError, RunUnderWayError
+from .errors import DeviceError, OptionValueError, RunUnderWayError, XPUTrainerError
 from .options import Options
 from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
@@ -29,7 +29,7 @@ from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings
 from .seams import seams
 from .upstream import legacy
-from .upstream.child_processes import CHILD_VARIABLE, environment_patch
+from .upstream.child_processes import CHILD_VARIABLE, environment_patch, hand_up
 from .versions import knows_accelerators, knows_named_precisions
 
 if TYPE_CHECKING:
@@ -224,6 +224,9 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 self._around("xpu_around_run"),
             ):
                 return super().train()
+        except XPUTrainerError as error:
+            hand_up(error)
+            raise
         finally:
             _one_run.release()
 

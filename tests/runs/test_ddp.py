@@ -249,3 +249,67 @@ def test_a_device_that_is_not_there_starts_no_worker(
         YOLO("yolo11n.yaml").train(
             trainer=XPUDetectionTrainer, data=data("detect"), device="xpu:0,1", project=str(tmp_path)
         )
+
+
+FAILING = """
+import os
+import sys
+
+from ultralytics import YOLO
+from xpu_simulator import faults
+
+
+def fail(trainer):
+    if os.environ["RANK"] == os.environ["FAILING_RANK"] and trainer.epoch == 1:
+        faults.{fault}
+
+
+if __name__ == "__main__":
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_epoch_start", fail)
+    try:
+        model.train(
+            trainer="xpu", device="xpu:0,1", data=sys.argv[1], epochs=2, imgsz=32, batch=4, workers=0, plots=False,
+            project=os.getcwd(), name="run", amp=False, val=False,
+        )
+    except Exception as error:
+        print("ENDED", type(error).__name__, getattr(error, "batch", ""), getattr(error, "checkpoint", ""), error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "expected"),
+    [
+        ("device_lost()", "1", "DeviceLostError"),
+        ("out_of_memory(text=faults.OUT_OF_RESOURCES)", "0", "NotEnoughMemoryError"),
+    ],
+)
+def test_an_error_on_one_rank_ends_all_of_them_with_that_ranks_message(
+    data: TrainingData, tmp_path: Path, fault: str, rank: str, expected: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FAILING.format(fault=fault))
+    before = _workers()
+    done = subprocess.run(
+        [sys.executable, str(script), data("detect")],
+        env={**os.environ, "XPU_SIMULATOR": "max-1550", "FAILING_RANK": rank},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert line.startswith(f"ENDED {expected} ")
+    assert f"xpu:{rank} Intel Data Center GPU Max 1550" in line
+    assert f"go on with `yolo train resume=True model={last}" in line
+    assert line.endswith(f"(rank {rank})")
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    assert _workers() == before
+
+
+def _workers() -> int:
+    """Return how many processes are workers of such a run."""
+    import psutil
+
+    return sum("torch.distributed.run" in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))

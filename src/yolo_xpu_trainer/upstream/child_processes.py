@@ -1,17 +1,25 @@
-"""Child processes get what was decided from their own environment; this process's stays as it is."""
+"""Child processes get what was decided from their own environment; their errors of ours are raised by their parent."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from .. import device_errors, errors
+from ..errors import XPUTrainerError
 from ..patches import Patch, like
 
-__all__ = ["CHILD_VARIABLE", "environment_patch"]
+__all__ = ["CHILD_VARIABLE", "environment_patch", "hand_up"]
 
 CHILD_VARIABLE = "YOLO_XPU_CHILD"  # says that the other variables were handed down, and say more than `amp=True`
+
+_ERRORS_VARIABLE = "YOLO_XPU_ERRORS"  # the directory into which a child process writes the error that ends it
 
 
 def environment_patch(module: str, environment: Mapping[str, str], why: str) -> Patch:
@@ -25,8 +33,15 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
 
     def stand_in(run: Any, original: Any) -> Any:
         def launch(*args: Any, **kwargs: Any) -> Any:
-            kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **environment, CHILD_VARIABLE: "1"}
-            return subprocess.run(*args, **kwargs)
+            with tempfile.TemporaryDirectory(prefix="yolo-xpu-") as directory:
+                more = {**environment, CHILD_VARIABLE: "1", _ERRORS_VARIABLE: directory}
+                kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **more}
+                try:
+                    return subprocess.run(*args, **kwargs)
+                except subprocess.CalledProcessError as ended:
+                    if error := _handed_up(Path(directory)):
+                        raise error from ended
+                    raise
 
         return like(original, run=launch)
 
@@ -38,3 +53,31 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
         everywhere=False,
         optional=True,
     )
+
+
+def hand_up(error: XPUTrainerError) -> None:
+    """Leave an error that ends this process to its parent, if that asked for it.
+
+    A worker that its own error ends takes the others with it, whose errors only say that it is gone.
+    """
+    directory = os.environ.get(_ERRORS_VARIABLE)
+    if not directory:
+        return
+    simple = {name: value for name, value in vars(error).items() if isinstance(value, (str, int, float, type(None)))}
+    said = {"class": type(error).__name__, "text": str(error), "attributes": simple}
+    with contextlib.suppress(OSError):
+        Path(directory, f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def _handed_up(directory: Path) -> XPUTrainerError | None:
+    """Return the first error that a child process has left, as one of this process's own."""
+    for path in sorted(directory.glob("rank*.json"), key=lambda path: path.stat().st_mtime_ns):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(path.read_text(encoding="utf-8"))
+            name = said["class"]
+            kind: Any = getattr(device_errors, name, None) or getattr(errors, name, XPUTrainerError)
+            error: XPUTrainerError = kind.__new__(kind)
+            error.args = (f"{said['text']} (rank {path.stem.removeprefix('rank')})",)
+            vars(error).update(said["attributes"])
+            return error
+    return None
