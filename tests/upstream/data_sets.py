@@ -49,6 +49,10 @@ def _write(task: str, description: dict[str, Any], target: Path) -> None:
     keypoints = tuple(description.get("kpt_shape", (4, 3)))
     write(task, root, images=4, size=96, names=names, keypoints=keypoints, suffix=".jpg")
     (root / "data.yaml").unlink()
+    splits = Path(description["train"]).name
+    if splits != "train":  # one set of images for both
+        for directory in (root / "images", root / "labels"):
+            (directory / "train").rename(directory / splits)
     if "label_mapping" in description:
         _raw_classes(root, description["label_mapping"])
     if description.get("channels") == 10:

@@ -26,6 +26,9 @@ OBJECTS = 3
 RARE = 0.995
 """This share of the anchors is less sure than 1/2 of each of the first classes, at 160 pixels."""
 
+REACH = 4.0
+"""How far a YOLO26's boxes reach on each side of their anchors, in strides."""
+
 MODELS = {
     "8.3.0": ["yolo11n", "yolo11n-seg", "yolo11n-cls", "yolo11n-pose", "yolo11n-obb"],
     "8.4.190": ["yolo11n", "yolo11n-grayscale", "yolo26s", "yolo26s-seg", "yolo26s-pose", "yolo26s-obb"],
@@ -79,10 +82,15 @@ def find_objects(model: nn.Module, channels: int) -> None:
             last.weight.mul_(scale[..., None, None])
             last.bias.copy_(last.bias * scale[:, 0] - top - 20)
             last.bias[:OBJECTS] += 20
-    for name in ("cv4", "one2one_cv4"):  # key points near the anchors, small angles, faint masks
+    for name in ("cv4", "one2one_cv4", "cv4_kpts", "one2one_cv4_kpts"):  # near the anchors, small angles, faint masks
         for branch in getattr(head, name, ()):
-            if isinstance(branch, nn.Sequential) and isinstance(branch[-1], nn.Conv2d):
-                branch[-1].weight.mul_(0.1)
+            last = branch[-1] if isinstance(branch, nn.Sequential) else branch
+            if isinstance(last, nn.Conv2d):
+                last.weight.mul_(0.1)
+    for name in ("cv2", "one2one_cv2"):
+        for branch in getattr(head, name, ()) if head.reg_max == 1 else ():  # distances, which must be positive
+            branch[-1].weight.mul_(0.1)
+            branch[-1].bias.fill_(REACH)
 
 
 def scores_of(model: nn.Module, layer: nn.Module, images: torch.Tensor) -> torch.Tensor:
