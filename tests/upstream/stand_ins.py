@@ -86,7 +86,7 @@ def find_objects(model: nn.Module, channels: int) -> None:
         for branch in getattr(head, name, ()):
             last = branch[-1] if isinstance(branch, nn.Sequential) else branch
             if isinstance(last, nn.Conv2d):
-                last.weight.mul_(0.1)
+                last.weight.mul_(0.01 if "kpts" in name else 0.1)
     for name in ("cv2", "one2one_cv2"):
         for branch in getattr(head, name, ()) if head.reg_max == 1 else ():  # distances, which must be positive
             branch[-1].weight.mul_(0.1)
