@@ -121,6 +121,7 @@ def _environment(tree: Path, more: dict[str, str]) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "requirements")]),
         "YOLO_CONFIG_DIR": str(_made(tree / "settings")),
+        "TORCH_HOME": str(tree / "torch_home"),
         "YOLO_OFFLINE": "true",
         "YOLO_AUTOINSTALL": "false",
         "OMP_NUM_THREADS": "1",

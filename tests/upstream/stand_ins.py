@@ -13,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torchvision
 from torch import nn
+from torchvision.models import ResNet18_Weights
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import TASK2MODEL
 from ultralytics.data.augment import LetterBox
@@ -150,6 +152,14 @@ class TextEncoder(nn.Module):
         return nn.functional.normalize(self.embedding(tokens).mean(1), dim=-1)
 
 
+def write_backbone(home: Path) -> None:
+    """Write the weights that torchvision would download for `yolo11-cls-resnet18.yaml`."""
+    torch.manual_seed(0)
+    checkpoints = home / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), checkpoints / Path(ResNet18_Weights.DEFAULT.url).name)
+
+
 def write_video(target: Path, frames: int = 3) -> None:
     """Write a short video: a view that moves over a photograph."""
     image = cv2.resize(cv2.imread(str(ASSETS / PHOTOGRAPHS[0])), (720, 960))
@@ -184,6 +194,7 @@ def main() -> None:
         write_open_vocabulary(stem, weights)
     for stem in {*default, "yolo11n"}:
         shutil.copy(weights / f"{stem}.pt", spaces)
+    write_backbone(Path("torch_home"))
     write_solution_assets(assets, weights / TASK2MODEL["detect"])
     shutil.copy(assets / VIDEOS[-1], ".")  # where 8.3.0 looks before it downloads a URL
 
