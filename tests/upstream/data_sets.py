@@ -24,6 +24,7 @@ SETS = {
     "cityscapes8": "semantic",
     "depth8": "depth",
 }
+SYNSETS = ["n01440764", "n01443537", "n01484850"]  # names of ImageNet's, which 8.3.0 translates
 FORMATS = (".bmp", ".jpg", ".png", ".tif", ".webp", ".jp2")
 
 
@@ -38,8 +39,7 @@ def write_data_sets(source: Path, target: Path) -> None:
         file = source / "ultralytics" / "cfg" / "datasets" / f"{name}.yaml"
         if file.exists():
             _write(task, yaml.safe_load(file.read_text(encoding="utf-8")), target)
-    names = [f"n{number:08d}" for number in range(3)]
-    write("classify", target / "imagenet10", images=6, names=names)
+    write("classify", target / "imagenet10", images=6, names=SYNSETS)
 
 
 def _write(task: str, description: dict[str, Any], target: Path) -> None:
