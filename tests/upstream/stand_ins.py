@@ -91,7 +91,7 @@ def find_objects(model: nn.Module, channels: int) -> None:
                 last.weight.mul_(0.01 if "kpts" in name else 0.1)
     for name in ("cv2", "one2one_cv2"):
         for branch in getattr(head, name, ()) if head.reg_max == 1 else ():  # distances, which must be positive
-            branch[-1].weight.mul_(0.1)
+            branch[-1].weight.mul_(0.01)
             branch[-1].bias.fill_(REACH)
 
 
