@@ -34,7 +34,18 @@ REQUIREMENTS = [
     "aiohappyeyeballs", "aiohttp", "aiosignal", "attrs", "flatbuffers", "frozenlist", "lap", "ml_dtypes", "multidict",
     "onnx", "onnxruntime", "onnxslim", "propcache", "protobuf", "shapely", "yarl",
 ]  # fmt: skip
-OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "lxml", "numpy==2.1.1", "pillow<12"]
+OLD_REQUIREMENTS = [
+    "tqdm",
+    "pandas<3",
+    "pytz",
+    "seaborn",
+    "py-cpuinfo",
+    "lxml",
+    "numpy==2.1.1",
+    "pillow<12",
+    "onnxscript",
+    "onnx_ir",
+]
 
 CPU = {"YOLO_XPU_AUTOLOAD": "0"}
 XPU = {"XPU_SIMULATOR": "arc-b580"}
@@ -59,7 +70,8 @@ def main() -> int:
     parser.add_argument("--files", nargs="+", help="of tests/, such as test_engine.py; all of them by default")
     parser.add_argument("--reuse-cpu", action="store_true", help="take the CPU's results of the last run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="2 or more: CPU and XPU at a time")
-    parser.add_argument("--timeout", type=int, default=300, help="seconds that a test may take")
+    # those that start the command `yolo` for each of its modes take two minutes on two busy cores
+    parser.add_argument("--timeout", type=int, default=900, help="seconds that a test may take")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest")
     args = parser.parse_args()
     console = Console(width=160 if not sys.stdout.isatty() else None)
