@@ -21,7 +21,7 @@ class _Ahead:
     batch: dict[str, Any]
     loaded: dict[str, tuple[Any, int | None]]
     moved: dict[str, Any]
-    wait: Callable[[], None]
+    wait: Callable[[], bool]
 
 
 class AheadBatches:
@@ -30,13 +30,14 @@ class AheadBatches:
     def __init__(self) -> None:
         self._ahead: list[_Ahead] = []
 
-    def note(self, batch: dict[str, Any], moved: Mapping[str, Any], wait: Callable[[], None]) -> None:
+    def note(self, batch: dict[str, Any], moved: Mapping[str, Any], wait: Callable[[], bool]) -> None:
         """Note the copies of a batch.
 
         Args:
             batch: The batch on the host, by key.
             moved: The same with copies on the device.
             wait: Makes the current stream wait for the copies, and keeps their memory until that stream has used them.
+                Tells whether it did: otherwise the copies aren't used.
         """
         loaded = {key: (value, _version(value)) for key, value in batch.items()}
         self._ahead.append(_Ahead(batch, loaded, dict(moved), wait))
@@ -45,12 +46,13 @@ class AheadBatches:
         """Let go of the copies of a batch.
 
         Returns:
-            The batch, on the device but for values that were added since; None where there are no copies, or one of the
-            values that the loader gave was changed, so that they aren't of what it is now.
+            The batch, on the device but for values that were added since; None where there are no copies to be used,
+            or one of the values that the loader gave was changed, so that they aren't of what it is now.
         """
         if (ahead := self._pop(batch)) is None:
             return None
-        ahead.wait()
+        if not ahead.wait():
+            return None
         now, loaded = ahead.batch, ahead.loaded
         if not all(k in now and now[k] is value and _version(value) == v for k, (value, v) in loaded.items()):
             return None

@@ -113,20 +113,65 @@ class Recovery:
 
         @functools.wraps(original)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if patch.policy in self.off:
-                return fallback(*args, **kwargs)
-            if self.trusts(patch.target):
-                return replacement(*args, **kwargs)
-            try:
-                result = replacement(*args, **kwargs)
-            except Exception as error:
-                if not self.gives_up(error):
-                    raise
-                return fallback(*args, **kwargs)
-            self.trust(patch.target)
-            return result
+            return self._choose(patch.policy, patch.target, replacement, fallback, args, kwargs)
 
         return guarded
+
+    def guarded(self, function: Callable[..., Any], instead: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """Return what calls a function of a policy that somebody else will call: a callback, or a hook of PyTorch's.
+
+        Args:
+            function: The function.
+            instead: What is called with the same arguments, once the policy failed; by default nothing is.
+        """
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            return self.calling(function, *args, instead=instead, **kwargs)
+
+        return guarded
+
+    def calling(
+        self, function: Callable[..., Any], *args: Any, instead: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a function of a policy where no hook and no patch surrounds it, such as in a descriptor.
+
+        Args:
+            function: The function.
+            *args: Its arguments.
+            instead: What is called with the same arguments, once the policy failed; by default the answer is None.
+            **kwargs: Its arguments.
+        """
+        policy = _policy_in(function.__module__)
+        what = f"{function.__module__}:{function.__qualname__}"
+        return self._choose(policy, what, function, instead or _nothing, args, kwargs)
+
+    def _choose(
+        self,
+        policy: str,
+        what: str,
+        ours: Callable[..., Any],
+        instead: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Call what is ours, or what is called instead of it once its policy failed."""
+        if policy in self.off:
+            return instead(*args, **kwargs)
+        if self.trusts(what):
+            return ours(*args, **kwargs)
+        try:
+            result = ours(*args, **kwargs)
+        except Exception as error:
+            if not self.gives_up(error):
+                raise
+            return instead(*args, **kwargs)
+        self.trust(what)
+        return result
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand for a function of a policy that is off."""
 
 
 def _switched(choose: Callable[[], Any], name: str) -> ModuleType:
@@ -148,8 +193,12 @@ def _origin(error: BaseException) -> tuple[FrameType | None, str]:
     if not frames or _root(frames[-1]) != _PACKAGE:
         return None, ""
     names = [str(frame.f_globals.get("__name__", "")) for frame in reversed(frames)]
-    policy = next((n.removeprefix(_POLICIES).partition(".")[0] for n in names if n.startswith(_POLICIES)), "")
-    return frames[-1], policy
+    return frames[-1], next(filter(None, map(_policy_in, names)), "")
+
+
+def _policy_in(module: str) -> str:
+    """Return the policy that a module belongs to, "" where there is none."""
+    return module.removeprefix(_POLICIES).partition(".")[0] if module.startswith(_POLICIES) else ""
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:

@@ -61,3 +61,21 @@ def test_with_no_xpu_and_nothing_asked_one_warning_says_why_and_the_cpu_trains(
     assert "XPUDetectionTrainer" in warning
     assert "the driver shows no XPU" in warning
     assert "yolo-xpu doctor" in warning
+
+
+def test_models_are_profiled_without_tensorrt(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.utils.benchmarks import ProfileModels
+
+    formats: list[str] = []
+
+    def export(self: YOLO, format: str, device: torch.device, **arguments: Any) -> str:
+        assert device == xpu
+        formats.append(format)
+        return f"model.{format}"
+
+    monkeypatch.setattr(YOLO, "export", export)
+    monkeypatch.setattr(ProfileModels, "profile_onnx_model", lambda self, file: (1.0, 0.0))
+    (found,) = ProfileModels(["yolo11n.yaml"], imgsz=32).run()
+    assert formats == ["onnx"]
+    assert found["model/speed_ONNX(ms)"] == 1.0
+    assert found["model/speed_TensorRT(ms)"] == 0.0

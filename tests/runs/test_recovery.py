@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import logging
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from yolo_xpu_trainer.policies import foreground
 from yolo_xpu_trainer.recovery import Recovery
 
 from ..conftest import Train
+from ..training import trainer_of
 
 
 class ForcedError(Exception):
@@ -130,6 +132,112 @@ def test_a_run_goes_on_without_a_policy_whose_replacement_fails(
     assert bool(warned) is called
 
 
+def load_its_own_state(trainer: Any) -> None:
+    trainer.optimizer.load_state_dict(trainer.optimizer.state_dict())
+
+
+FUSED = {"optimizer": "AdamW"}
+COPIED_AHEAD = {"workers": 2}
+UNFUSED = {"xpu_fused_optimizer": False}
+NOT_AHEAD = {"xpu_prefetch": 0}
+NCHW = {"xpu_channels_last": False}
+
+
+# What fails, with arguments of the run, and what makes the run equal to one in which nothing fails; None where the
+# policy has worked by then.
+@pytest.mark.parametrize(
+    ("place", "arguments", "without"),
+    [
+        ("memory:_start_epoch", {}, {}),
+        ("progress:_shown", {}, {}),
+        ("progress:_note", {}, {}),
+        ("progress:Readings.of", {}, {}),
+        ("prefetch:_release", COPIED_AHEAD, NOT_AHEAD),
+        ("prefetch:LookAhead._begin", COPIED_AHEAD, NOT_AHEAD),
+        ("prefetch:tree_leaves", COPIED_AHEAD, NOT_AHEAD),  # where a step waits for the copies
+        ("optimizer:_check_step", FUSED, UNFUSED),
+        ("optimizer:_omit_fused", FUSED, None),
+        ("optimizer:_stay_fused", {**FUSED, "callbacks": {"on_train_start": load_its_own_state}}, UNFUSED),
+        ("channels_last:_look", {}, NCHW),
+        ("channels_last.optimizers:in_nchw", {}, None),
+        ("channels_last.optimizers:follow_the_weights", {"callbacks": {"on_train_start": load_its_own_state}}, NCHW),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_without_a_policy_whose_callback_or_hook_or_attribute_fails(
+    xpu: torch.device,
+    train: Train,
+    log: list[logging.LogRecord],
+    monkeypatch: pytest.MonkeyPatch,
+    empty_figures: None,
+    place: str,
+    arguments: dict[str, Any],
+    without: dict[str, Any] | None,
+) -> None:
+    module, _, name = place.partition(":")
+    *owners, name = name.split(".")
+    policy = module.partition(".")[0]
+    owner = attrgetter(".".join(owners))(imported(module)) if owners else imported(module)
+    monkeypatch.setattr(owner, name, broken(policy))
+    found = losses(train, **arguments)
+    (warning,) = warnings_of(log)
+    assert f"the policy {policy!r} failed" in warning
+    monkeypatch.undo()
+    if without is not None:
+        assert found == losses(train, **{**arguments, **without})
+
+
+def imported(name: str) -> Any:
+    return importlib.import_module(f"{policies.__name__}.{name}")
+
+
+def losses(train: Train, callbacks: dict[str, Any] | None = None, **arguments: Any) -> list[float]:
+    """Train two batches; return each one's loss."""
+    seen: list[float] = []
+    callbacks = {"on_train_batch_end": lambda trainer: seen.append(trainer.loss.item()), **(callbacks or {})}
+    trainer = train(**{"batch": 2, "imgsz": 64, "amp": False, "callbacks": callbacks, **arguments})
+    assert trainer.last.exists()
+    return seen
+
+
+def test_a_run_goes_on_in_nchw_where_an_optimizers_first_step_can_not_be_looked_at(
+    xpu: torch.device, train: Train, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = imported("channels_last")
+
+    def fail(trainer: Any) -> None:
+        monkeypatch.setattr(module, "try_optimizer", broken("channels_last"))
+
+    def note(trainer: Any) -> None:
+        wanted.append(layout.of(trainer).wanted)
+
+    wanted: list[bool] = []
+    layout = imported("channels_last.layout")
+    losses(train, callbacks={"on_train_start": fail, "on_train_epoch_end": note})
+    assert wanted == [False]
+    assert len(warnings_of(log)) == 1
+
+
+class Mine(torch.nn.SiLU):
+    """A user's module."""
+
+
+def test_a_run_goes_on_in_nchw_where_the_trial_of_users_modules_fails(
+    xpu: torch.device, train: Train, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class MyTrainer(trainer_of("detect")):  # type: ignore[misc]
+        def get_model(self, *args: Any, **kwargs: Any) -> Any:
+            model = super().get_model(*args, **kwargs)
+            model.model[0].act = Mine()
+            return model
+
+    monkeypatch.setattr(imported("channels_last.trial"), "_problem", broken("channels_last"))
+    found = losses(train, trainer=MyTrainer)
+    assert len(warnings_of(log)) == 1
+    monkeypatch.undo()
+    assert found == losses(train, trainer=MyTrainer, **NCHW)
+
+
 def test_a_replacement_that_worked_once_is_not_forgiven_later(xpu: torch.device) -> None:
     recovery = Recovery(strict=lambda: False)
     failing = broken("foreground")
@@ -154,16 +262,11 @@ def test_a_failure_within_the_loss_starts_the_batch_again(
     """The frame that fails is called by Ultralytics' loss, which no patch of the policy surrounds."""
     monkeypatch.setattr(foreground, "_positions", broken("foreground"))
 
-    def losses(**arguments: Any) -> list[float]:
-        seen: list[float] = []
-        train(callbacks={"on_train_batch_end": lambda t: seen.append(t.loss.item())}, amp=False, **arguments)
-        return seen
-
-    found = losses()
+    found = losses(train)
     (warning,) = warnings_of(log)
     assert "the policy 'foreground' failed" in warning
     monkeypatch.undo()
-    assert found == losses(xpu_foreground_once=False)
+    assert found == losses(train, xpu_foreground_once=False)
 
 
 def test_strict_raises_instead(xpu: torch.device, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from rich.console import Console
@@ -33,10 +34,25 @@ REQUIREMENTS = [
     "aiohappyeyeballs", "aiohttp", "aiosignal", "attrs", "flatbuffers", "frozenlist", "lap", "ml_dtypes", "multidict",
     "onnx", "onnxruntime", "onnxslim", "propcache", "protobuf", "shapely", "yarl",
 ]  # fmt: skip
-OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo", "lxml", "numpy==2.1.1", "pillow<12"]
+OLD_REQUIREMENTS = [
+    "tqdm",
+    "pandas<3",
+    "pytz",
+    "seaborn",
+    "py-cpuinfo",
+    "lxml",
+    "numpy==2.1.1",
+    "pillow<12",
+    "onnxscript",
+    "onnx_ir",
+]
 
 CPU = {"YOLO_XPU_AUTOLOAD": "0"}
 XPU = {"XPU_SIMULATOR": "arc-b580"}
+
+STARTED = "started"
+COMPLETE = (0, 1, 5)
+"""With these pytest says that it came to the end: all passed, some failed, there was none."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,8 @@ def main() -> int:
     parser.add_argument("--files", nargs="+", help="of tests/, such as test_engine.py; all of them by default")
     parser.add_argument("--reuse-cpu", action="store_true", help="take the CPU's results of the last run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="2 or more: CPU and XPU at a time")
-    parser.add_argument("--timeout", type=int, default=300, help="seconds that a test may take")
+    # those that start the command `yolo` for each of its modes take two minutes on two busy cores
+    parser.add_argument("--timeout", type=int, default=900, help="seconds that a test may take")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest")
     args = parser.parse_args()
     console = Console(width=160 if not sys.stdout.isatty() else None)
@@ -116,6 +133,7 @@ def _environment(tree: Path, more: dict[str, str]) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "requirements")]),
         "YOLO_CONFIG_DIR": str(_made(tree / "settings")),
+        "TORCH_HOME": str(tree / "torch_home"),
         "YOLO_OFFLINE": "true",
         "YOLO_AUTOINSTALL": "false",
         "OMP_NUM_THREADS": "1",
@@ -128,7 +146,7 @@ def _environment(tree: Path, more: dict[str, str]) -> dict[str, str]:
 
 
 def run_tests(source: Path, run: Path, files: list[str], environment: dict[str, str], options: list[str]) -> None:
-    """Run files of tests in a copy of the tree, a process for each, and keep outcomes, JUnit's XML and the output."""
+    """Run files of tests in a copy of the tree, a process for each, and keep outcomes and the output."""
     shutil.rmtree(run, ignore_errors=True)
     tree = run / "tree"
     shutil.copytree(source, tree, symlinks=True)
@@ -137,21 +155,40 @@ def run_tests(source: Path, run: Path, files: list[str], environment: dict[str, 
     _set_directories(tree, environment)
     results = _made(run / "results")
     for file in files:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-v",
-            "-p",
-            "no:cacheprovider",
-            "-o",
-            "addopts=",
-            f"--rootdir={tree}",
-        ]
-        command += [f"--junitxml={results / file}.xml", *options, f"tests/{file}"]
-        variables = _environment(tree, {**environment, "OUTCOMES": str(results / f"{file}.jsonl")})
+        outcomes = results / f"{file}.jsonl"
+        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts=", f"--rootdir={tree}"]
+        variables = _environment(tree, {**environment, "OUTCOMES": str(outcomes)})
         with (results / f"{file}.log").open("w") as log:
-            subprocess.run(command, cwd=tree, env=variables, stdout=log, stderr=log, check=False)
+            run_to_the_end(
+                [*pytest, *options, f"tests/{file}"], outcomes, cwd=tree, env=variables, stdout=log, stderr=log
+            )
+
+
+def run_to_the_end(command: list[str], outcomes: Path, **more: Any) -> None:
+    """Run a process of tests, and where a test ends it, another for those that are left.
+
+    Args:
+        command: It runs the tests that `outcomes` doesn't name.
+        outcomes: Where the process writes that a test begins and what it came to. A test that ends it is a failure.
+        **more: Arguments of `subprocess.run`.
+    """
+    while True:
+        before = len(_lines(outcomes))
+        code = subprocess.run(command, check=False, **more).returncode
+        lines = _lines(outcomes)
+        ended = {line["test"] for line in lines if line["result"] != STARTED}
+        fatal = [line["test"] for line in lines if line["test"] not in ended]
+        with outcomes.open("a", encoding="utf-8") as file:
+            for test in fatal:
+                line = {"test": test, "result": "failed", "detail": f"its process ended with status {code}"}
+                file.write(json.dumps(line) + "\n")
+        if len(lines) == before or (not fatal and code in COMPLETE):
+            return
+
+
+def _lines(outcomes: Path) -> list[dict[str, Any]]:
+    text = outcomes.read_text(encoding="utf-8") if outcomes.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _set_directories(tree: Path, environment: dict[str, str]) -> None:
@@ -169,11 +206,9 @@ def _set_directories(tree: Path, environment: dict[str, str]) -> None:
 def read(results: Path, files: list[str]) -> dict[str, Outcome]:
     """Read the outcome of each test that came to an end; an error in a teardown is a failure."""
     found: dict[str, Outcome] = {}
-    for path in [results / f"{file}.jsonl" for file in files]:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            test, result, detail = json.loads(line).values()
-            if test not in found or result == "failed":
-                found[test] = Outcome(result, detail)
+    for line in (line for file in files for line in _lines(results / f"{file}.jsonl")):
+        if line["result"] == "failed" or (line["result"] != STARTED and line["test"] not in found):
+            found[line["test"]] = Outcome(line["result"], line["detail"])
     return found
 
 

@@ -24,6 +24,7 @@ SETS = {
     "cityscapes8": "semantic",
     "depth8": "depth",
 }
+SYNSETS = ["n01440764", "n01443537", "n01484850"]  # names of ImageNet's, which 8.3.0 translates
 FORMATS = (".bmp", ".jpg", ".png", ".tif", ".webp", ".jp2")
 
 
@@ -38,8 +39,7 @@ def write_data_sets(source: Path, target: Path) -> None:
         file = source / "ultralytics" / "cfg" / "datasets" / f"{name}.yaml"
         if file.exists():
             _write(task, yaml.safe_load(file.read_text(encoding="utf-8")), target)
-    names = [f"n{number:08d}" for number in range(3)]
-    write("classify", target / "imagenet10", images=6, names=names)
+    write("classify", target / "imagenet10", images=6, names=SYNSETS)
 
 
 def _write(task: str, description: dict[str, Any], target: Path) -> None:
@@ -49,6 +49,10 @@ def _write(task: str, description: dict[str, Any], target: Path) -> None:
     keypoints = tuple(description.get("kpt_shape", (4, 3)))
     write(task, root, images=4, size=96, names=names, keypoints=keypoints, suffix=".jpg")
     (root / "data.yaml").unlink()
+    splits = Path(description["train"]).name
+    if splits != "train":  # one set of images for both
+        for directory in (root / "images", root / "labels"):
+            (directory / "train").rename(directory / splits)
     if "label_mapping" in description:
         _raw_classes(root, description["label_mapping"])
     if description.get("channels") == 10:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ WITH_STAND_INS = {"test_track_stream[yolo26n.pt]", "test_track_stream", "test_tr
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    done = {line["test"] for line in _written()}
+    items[:] = [item for item in items if item.nodeid.removeprefix("tests/") not in done]
     for item in items:
         name = item.nodeid.removeprefix("tests/")
         for beginning, reason in SKIPPED.items():
@@ -27,11 +31,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.own_markers = [mark for mark in item.own_markers if mark.kwargs.get("reason") != OFFLINE]
 
 
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Write down which test begins, because it can end the process."""
+    _write(test=nodeid.removeprefix("tests/"), result="started", detail="")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Write down what a test came to, before the next one can end the process."""
     if report.when != "call" and report.passed:
         return
     detail = getattr(getattr(report.longrepr, "reprcrash", None), "message", "") or str(report.longrepr or "")[-300:]
-    line = {"test": report.nodeid.removeprefix("tests/"), "result": report.outcome, "detail": detail}
+    test = report.nodeid.removeprefix("tests/")
+    _write(test=test, result=report.outcome, detail=detail, seconds=round(report.duration, 1))
+
+
+def _written() -> list[dict[str, Any]]:
+    outcomes = Path(os.environ["OUTCOMES"])
+    return [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()] if outcomes.exists() else []
+
+
+def _write(**line: Any) -> None:
     with open(os.environ["OUTCOMES"], "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

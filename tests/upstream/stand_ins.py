@@ -13,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torchvision
 from torch import nn
+from torchvision.models import ResNet18_Weights
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import TASK2MODEL
 from ultralytics.data.augment import LetterBox
@@ -25,6 +27,9 @@ PHOTOGRAPHS = ("bus.jpg", "zidane.jpg")  # in Ultralytics' package
 OBJECTS = 3
 RARE = 0.995
 """This share of the anchors is less sure than 1/2 of each of the first classes, at 160 pixels."""
+
+REACH = 4.0
+"""How far a YOLO26's boxes reach on each side of their anchors, in strides."""
 
 MODELS = {
     "8.3.0": ["yolo11n", "yolo11n-seg", "yolo11n-cls", "yolo11n-pose", "yolo11n-obb"],
@@ -79,10 +84,15 @@ def find_objects(model: nn.Module, channels: int) -> None:
             last.weight.mul_(scale[..., None, None])
             last.bias.copy_(last.bias * scale[:, 0] - top - 20)
             last.bias[:OBJECTS] += 20
-    for name in ("cv4", "one2one_cv4"):  # key points near the anchors, small angles, faint masks
+    for name in ("cv4", "one2one_cv4", "cv4_kpts", "one2one_cv4_kpts"):  # near the anchors, small angles, faint masks
         for branch in getattr(head, name, ()):
-            if isinstance(branch, nn.Sequential) and isinstance(branch[-1], nn.Conv2d):
-                branch[-1].weight.mul_(0.1)
+            last = branch[-1] if isinstance(branch, nn.Sequential) else branch
+            if isinstance(last, nn.Conv2d):
+                last.weight.mul_(0.01 if "kpts" in name else 0.1)
+    for name in ("cv2", "one2one_cv2"):
+        for branch in getattr(head, name, ()) if head.reg_max == 1 else ():  # distances, which must be positive
+            branch[-1].weight.mul_(0.01)
+            branch[-1].bias.fill_(REACH)
 
 
 def scores_of(model: nn.Module, layer: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -142,6 +152,14 @@ class TextEncoder(nn.Module):
         return nn.functional.normalize(self.embedding(tokens).mean(1), dim=-1)
 
 
+def write_backbone(home: Path) -> None:
+    """Write the weights that torchvision would download for `yolo11-cls-resnet18.yaml`."""
+    torch.manual_seed(0)
+    checkpoints = home / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), checkpoints / Path(ResNet18_Weights.DEFAULT.url).name)
+
+
 def write_video(target: Path, frames: int = 3) -> None:
     """Write a short video: a view that moves over a photograph."""
     image = cv2.resize(cv2.imread(str(ASSETS / PHOTOGRAPHS[0])), (720, 960))
@@ -176,6 +194,7 @@ def main() -> None:
         write_open_vocabulary(stem, weights)
     for stem in {*default, "yolo11n"}:
         shutil.copy(weights / f"{stem}.pt", spaces)
+    write_backbone(Path("torch_home"))
     write_solution_assets(assets, weights / TASK2MODEL["detect"])
     shutil.copy(assets / VIDEOS[-1], ".")  # where 8.3.0 looks before it downloads a URL
 

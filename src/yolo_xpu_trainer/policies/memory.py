@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from ..devices import DeviceInfo
 from ..hookspecs import hookimpl
+from ..run import Run
 
 __all__: list[str] = []
 
@@ -54,11 +56,16 @@ class _StartEpoch:
             return self
         if _NAME not in vars(trainer):
             raise AttributeError(f"{type(trainer).__name__!r} object has no attribute {_NAME!r}")
-        caller = sys._getframe(1)
-        handles = isinstance(sys.exc_info()[1], RuntimeError) and caller.f_code.co_name == "_do_train"
-        if handles and getattr(trainer, "xpu", None) is not None:
-            return trainer.epoch
-        return vars(trainer)[_NAME]
+        run: Run | None = getattr(trainer, "xpu", None)
+        if run is None:
+            return vars(trainer)[_NAME]
+        return run.recovery.calling(_start_epoch, trainer, sys._getframe(1), instead=lambda *_: vars(trainer)[_NAME])
 
     def __set__(self, trainer: Any, epoch: Any) -> None:
         vars(trainer)[_NAME] = epoch
+
+
+def _start_epoch(trainer: Any, caller: FrameType) -> Any:
+    """Return what a caller gets as a trainer's first epoch."""
+    handles = isinstance(sys.exc_info()[1], RuntimeError) and caller.f_code.co_name == "_do_train"
+    return trainer.epoch if handles else vars(trainer)[_NAME]

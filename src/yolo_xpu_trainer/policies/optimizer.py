@@ -70,9 +70,9 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     except RuntimeError as error:  # of weights that no kernel takes, such as complex ones
         _LOGGER.info(f"XPU: the optimizer is not fused, which is slower: {error}")
         return None
-    fused.register_load_state_dict_pre_hook(_stay_fused)
-    fused.register_state_dict_post_hook(_omit_fused)
-    fused.register_step_pre_hook(_check_step)
+    fused.register_load_state_dict_pre_hook(run.recovery.guarded(_stay_fused))
+    fused.register_state_dict_post_hook(run.recovery.guarded(_omit_fused))
+    fused.register_step_pre_hook(run.recovery.guarded(_check_step, instead=_go_unchecked))
     return fused
 
 
@@ -105,6 +105,12 @@ def _check_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False) and (reason := _obstacle(optimizer)):
         _give_up(optimizer, reason)
+
+
+def _go_unchecked(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Give up fusing, because nothing tells whether the kernels would refuse a step."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        _give_up(optimizer, "its steps can't be checked")
 
 
 def _obstacle(optimizer: torch.optim.Optimizer) -> str:

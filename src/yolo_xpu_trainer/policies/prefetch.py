@@ -104,7 +104,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
 def xpu_after_setup(trainer: Any) -> None:
     """Keep nothing of an epoch that was left early, by a time limit or a callback, until its end."""
     if _LOOK_AHEAD in trainer.xpu.stash:
-        trainer.add_callback("on_train_epoch_end", _release)
+        trainer.add_callback("on_train_epoch_end", trainer.xpu.recovery.guarded(_release))
 
 
 def _release(trainer: Any) -> None:
@@ -164,8 +164,12 @@ class LookAhead:
 
     def _move(self, batch: Any) -> Any:
         """Have the policies move a batch, in the side stream."""
-        if self._failed or not isinstance(batch, dict):
-            return batch
+        if not self._failed and isinstance(batch, dict):
+            self._trainer.xpu.recovery.calling(self._begin, batch)
+        return batch
+
+    def _begin(self, batch: dict[str, Any]) -> None:
+        """Begin the copy of a batch, and note it."""
         device = self._trainer.device
         try:
             if self._stream is None:
@@ -173,7 +177,7 @@ class LookAhead:
             with torch.xpu.stream(self._stream):
                 moved = self._trainer.xpu.hooks.xpu_move_batch(trainer=self._trainer, batch=batch)
             if moved is None:
-                return batch
+                return
             there = self._stream.record_event()
         except torch.OutOfMemoryError as error:
             # Ultralytics halves the batch when a step runs out of memory; out here the error would end the run.
@@ -182,17 +186,18 @@ class LookAhead:
                 "XPU: a batch couldn't be copied to the device ahead of its step. From here on each is copied in its "
                 f"own step, which takes less memory: {error}"
             )
-            return batch
+            return
 
-        def wait() -> None:
+        def wait() -> bool:
             current = torch.xpu.current_stream(device)
             current.wait_event(there)
             for leaf in tree_leaves(moved):
                 if isinstance(leaf, torch.Tensor) and leaf.device.type == "xpu":
                     leaf.record_stream(current)
+            return True
 
-        self._noted.note(batch, moved, wait)
-        return batch
+        recovery = self._trainer.xpu.recovery
+        self._noted.note(batch, moved, recovery.guarded(wait, instead=lambda: False))
 
 
 _LOOK_AHEAD = StashKey[LookAhead]()

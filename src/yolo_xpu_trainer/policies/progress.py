@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -66,25 +67,37 @@ class _MeanLosses:
             means = vars(trainer)[_NAME]
         except KeyError:
             raise AttributeError(f"{type(trainer).__name__!r} object has no attribute {_NAME!r}") from None
-        readings = _readings_of(trainer)
-        if readings is None or not readings.awaited or not _is_loop(sys._getframe(1)) or not _can_be_read(means):
+        run = _run_with_readings(trainer)
+        if run is None:
             return means
-        return ShownLosses(means, readings)
+        return run.recovery.calling(_shown, run, means, sys._getframe(1), instead=lambda *_: means)
 
     def __set__(self, trainer: Any, means: Any) -> None:
         vars(trainer)[_NAME] = means
-        readings = _readings_of(trainer)
-        if readings is not None and _is_loop(sys._getframe(1)):
-            readings.note(means is None, _length(trainer.train_loader))
+        run = _run_with_readings(trainer)
+        if run is not None and _is_loop(sys._getframe(1)):
+            run.recovery.calling(_note, trainer, means)
 
     def __delete__(self, trainer: Any) -> None:
         if vars(trainer).pop(_NAME, self) is self:
             raise AttributeError(_NAME)
 
 
-def _readings_of(trainer: Any) -> Readings | None:
+def _run_with_readings(trainer: Any) -> Run | None:
     run = getattr(trainer, "xpu", None)
-    return run.stash[_READINGS] if isinstance(run, Run) and _READINGS in run.stash else None
+    return run if isinstance(run, Run) and _READINGS in run.stash else None
+
+
+def _shown(run: Run, means: Any, caller: FrameType) -> Any:
+    """Return what a caller gets as the mean losses: the loop that shows them gets a recent reading."""
+    readings = run.stash[_READINGS]
+    if not readings.awaited or not _is_loop(caller) or not _can_be_read(means):
+        return means
+    return ShownLosses(means, run)
+
+
+def _note(trainer: Any, means: Any) -> None:
+    trainer.xpu.stash[_READINGS].note(means is None, _length(trainer.train_loader))
 
 
 def _is_loop(frame: Any) -> bool:
@@ -106,13 +119,13 @@ def _length(loader: Any) -> int:
 class ShownLosses(dict[str, torch.Tensor]):
     """A training epoch's mean losses, whose `values()`, which the progress line formats, lag behind."""
 
-    def __init__(self, means: dict[str, torch.Tensor], readings: Readings) -> None:
+    def __init__(self, means: dict[str, torch.Tensor], run: Run) -> None:
         super().__init__(means)
-        self._readings = readings
+        self._run = run
 
     def values(self) -> Any:
         """Return the losses as of the last reading, as numbers."""
-        return self._readings.of(self)
+        return self._run.recovery.calling(self._run.stash[_READINGS].of, self, instead=dict.values)
 
 
 class Readings:

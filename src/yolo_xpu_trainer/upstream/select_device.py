@@ -49,4 +49,15 @@ def parse_device(original: Callable[..., Any], device: Any = "") -> Any:
     return original(device) if indices is None else "xpu:" + ",".join(map(str, indices))
 
 
-PATCHES = [select_device, parse_device]
+@patch(
+    "ultralytics.utils.benchmarks:ProfileModels.__init__",
+    why="it takes every device but the CPU for one of NVIDIA's, and fails where TensorRT isn't installed",
+)
+def profile_models(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Profile models, on an XPU without TensorRT."""
+    original(self, *args, **kwargs)
+    if self.device.type == "xpu":
+        self.trt = False
+
+
+PATCHES = [select_device, parse_device, profile_models]

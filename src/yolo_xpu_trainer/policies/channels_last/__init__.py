@@ -26,7 +26,7 @@ from ...options import Option, Options
 from ...patches import patch
 from ...run import Run
 from ...versions import torch_release
-from .layout import LAYOUT, Layout, of, train_in, train_in_nchw
+from .layout import LAYOUT, Layout, go_without, of, train_in, train_in_nchw
 from .numerics import CHECKS, checks_of
 from .optimizers import try_optimizer
 from .own_code import named, own_code
@@ -94,8 +94,9 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
 
     def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if optimizer is getattr(trainer, "optimizer", None):
-            try_optimizer(trainer, optimizer)
+            recovery.calling(try_optimizer, trainer, optimizer, instead=lambda *_: go_without(trainer))
 
+    recovery = trainer.xpu.recovery
     hook = register_optimizer_step_pre_hook(before_step)
     try:
         with Options.scope({CHANNELS_LAST.name: of(trainer).wanted}):
@@ -139,7 +140,8 @@ def xpu_after_setup(trainer: Any) -> None:
     """Try the optimizer, and in each epoch what came to the model since."""
     if of(trainer).wanted:
         try_optimizer(trainer, trainer.optimizer)
-        trainer.add_callback("on_train_epoch_start", _look)
+        look = trainer.xpu.recovery.guarded(_look, instead=go_without)
+        trainer.add_callback("on_train_epoch_start", look)
 
 
 def _look(trainer: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from ...run import Run, StashKey
 from .weights import follow_the_weights, lay_out, unwrapped
 
-__all__ = ["LAYOUT", "Layout", "of", "train_in", "train_in_nchw"]
+__all__ = ["LAYOUT", "Layout", "go_without", "of", "train_in", "train_in_nchw"]
 
 _LOGGER = logging.getLogger("ultralytics")
 
@@ -58,6 +58,12 @@ def train_in(memory_format: torch.memory_format, trainer: Any) -> None:
     optimizer = getattr(trainer, "optimizer", None)  # before 8.4.111 or so there is none before it is built
     if isinstance(optimizer, torch.optim.Optimizer):
         follow_the_weights(optimizer)
+
+
+def go_without(trainer: Any) -> None:
+    """Go back to NCHW where this policy failed."""
+    if of(trainer).wanted:
+        train_in(torch.contiguous_format, trainer)
 
 
 def train_in_nchw(trainer: Any, reason: str) -> None:

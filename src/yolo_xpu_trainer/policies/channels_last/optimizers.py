@@ -27,8 +27,9 @@ def try_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> None:
     if reason := _refusal(optimizer):
         train_in_nchw(trainer, reason)
         return
-    optimizer.register_load_state_dict_post_hook(follow_the_weights)
-    optimizer.register_state_dict_post_hook(in_nchw)
+    guarded = trainer.xpu.recovery.guarded
+    optimizer.register_load_state_dict_post_hook(guarded(follow_the_weights))
+    optimizer.register_state_dict_post_hook(guarded(in_nchw))
 
 
 def _refusal(optimizer: torch.optim.Optimizer) -> str:

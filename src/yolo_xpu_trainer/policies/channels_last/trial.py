@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...device_errors import is_lost, is_out_of_memory
 from ...devices import empty_cache
-from .layout import of, train_in, train_in_nchw
+from .layout import go_without, of, train_in, train_in_nchw
 from .own_code import KNOWN
 from .restoring import exact, restored, same_random_numbers
 from .weights import lay_out
@@ -51,6 +51,11 @@ class Trial:
         if not (model.training and torch.is_grad_enabled()):
             return
         self._handle.remove()
+        trainer = self._trainer
+        trainer.xpu.recovery.calling(self._decide, model, args, instead=lambda *_: go_without(trainer))
+
+    def _decide(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        """Try the model's own code, and train in the layout that it works in."""
         trainer, batch = self._trainer, args[0] if len(args) == 1 else None
         if not of(trainer).wanted or model is not trainer.model:
             return
