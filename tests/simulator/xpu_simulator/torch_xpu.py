@@ -76,7 +76,8 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
 }
 
 
-def _release() -> tuple[int, int]:
+def release() -> tuple[int, int]:
+    """Return this torch's major and minor version."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 
@@ -183,7 +184,7 @@ def _properties(index: int) -> DeviceProperties:
     if properties is None or not 0 <= index < native.call("device_count"):
         raise RuntimeError(f"The device index is out of range. It must be in [0, {native.call('device_count')}).")
     total = int(os.environ.get(CAPACITY_VARIABLE) or properties.total_memory)
-    hidden = hidden_properties(_release(), profile.without)
+    hidden = hidden_properties(release(), profile.without)
     return DeviceProperties(properties, native.call("physical_index", index), total, hidden)
 
 
