@@ -290,7 +290,8 @@ def install() -> None:
         vars(torch.xpu)["_raw_device_count_zes"] = _count_before_initialization
     # A build with two accelerators is refused here and there; this one had no GPU for the other anyway.
     vars(torch.cuda)["_is_compiled"] = lambda: False
-    torch.version.xpu = TORCH_VERSION_XPU
+    if hasattr(torch.version, "xpu"):  # since 2.7
+        torch.version.xpu = TORCH_VERSION_XPU
 
 
 def forget() -> None:
@@ -298,6 +299,8 @@ def forget() -> None:
     was_initialized = torch.xpu._initialized
     vars(torch.xpu).update(_cached_device_count=None, _initialized=False)
     torch.xpu.get_device_capability.cache_clear()
+    if hasattr(torch.xpu.device_count, "cache_clear"):  # until 2.13 or so
+        torch.xpu.device_count.cache_clear()
     native.call("require_initialization")
     if was_initialized and native.call("device_count"):
         native.call("set_device", 0)
