@@ -265,7 +265,9 @@ def test_a_selection_made_after_initialization_comes_too_late(xpu, monkeypatch):
 
 
 def test_the_environment_switches_the_device_on_in_any_process():
-    told = _probe("[torch.xpu.is_available(), torch.xpu.device_count(), getattr(torch.version, 'xpu', '') is None]", "max-1550")
+    told = _probe(
+        "[torch.xpu.is_available(), torch.xpu.device_count(), getattr(torch.version, 'xpu', '') is None]", "max-1550"
+    )
     assert told == [True, 2, False]
     assert _probe("torch.xpu.get_device_properties().total_memory", XPU_SIMULATOR_CAPACITY="1000000") == 1000000
 
