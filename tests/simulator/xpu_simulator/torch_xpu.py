@@ -130,7 +130,7 @@ class EventBase(torch.Event):
 
     _recorded_at: float | None = None
 
-    def __new__(cls, enable_timing: bool = False) -> EventBase:
+    def __new__(cls, enable_timing: bool = False, interprocess: bool = False) -> EventBase:
         make: Any = super().__new__
         event: EventBase = make(cls, device="xpu", enable_timing=enable_timing)
         event._timed = enable_timing
