@@ -195,7 +195,9 @@ def test_where_torch_tells_the_pci_id_it_tells_an_integrated_gpu(
 def unknown(small: Small, monkeypatch: pytest.MonkeyPatch) -> devices.DeviceInfo:
     """A GPU of 8 GiB that nobody knows for an integrated one, and whose driver counts nothing as free."""
     small("arc-b580", 8 * GIB)
-    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device=None: (0, 8 * GIB), raising=False)  # vLLM#49482, #53990
+    monkeypatch.setattr(
+        torch.xpu, "mem_get_info", lambda device=None: (0, 8 * GIB), raising=False
+    )  # vLLM#49482, #53990
     return devices.info(0)
 
 
@@ -261,7 +263,9 @@ def limited(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_ALLOCATION_LIMIT", LIMIT)
 
 
-def test_no_single_allocation_reaches_the_limit(limited: None, liftable: None, digits_data: str, log: list[Any]) -> None:
+def test_no_single_allocation_reaches_the_limit(
+    limited: None, liftable: None, digits_data: str, log: list[Any]
+) -> None:
     given = {**LIMITED, "plots": False, "workers": 0, "epochs": 1, "project": str(Path.cwd())}
     model = YOLO("yolo11n.yaml")
     model.train(trainer=XPUDetectionTrainer, data=digits_data, **given)  # and validate
