@@ -59,7 +59,7 @@ def interpreter(torch: str, cache: Path) -> str:
     if not folder.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     needed = [f"torch=={torch}", "torchvision", f"ultralytics=={VERSIONS[-1]}", "cloudpickle"]
-    needed += [str(ROOT), str(ROOT / "tests" / "simulator")]
+    needed += [f"{ROOT}[demo]", str(ROOT / "tests" / "simulator")]
     subprocess.run([python, "-m", "pip", "install", "--quiet", *needed], check=True)
     return python
 
