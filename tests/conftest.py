@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -133,6 +134,17 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     plugins.manager.cache_clear()
     yield more
     plugins.manager.cache_clear()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs what this release of PyTorch hasn't got."""
+    for name in (name for mark in item.iter_markers("needs") for name in mark.args):
+        try:
+            resolve_name(name)
+        except (AttributeError, ImportError):
+            import torch
+
+            pytest.skip(f"PyTorch {torch.__version__} has no {name}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -102,7 +102,7 @@ class DeviceInfo:
         return f"xpu:{self.index} {name}"
 
     def reserved_memory(self) -> int:
-        """Return the bytes that PyTorch's allocator holds on the device, in use or cached; 0 before torch 2.6."""
+        """Return the bytes that PyTorch's allocator holds on the device, in use or cached; 0 where it can't tell."""
         query = getattr(torch.xpu, "memory_reserved", None)
         return int(query(self.index)) if query else 0
 
@@ -145,7 +145,7 @@ class DeviceInfo:
         return Available(unheld, "the device's memory, less what PyTorch holds")
 
     def can_count_memory(self) -> bool:
-        """Whether PyTorch can tell how much memory it holds on the device, as it can since 2.6."""
+        """Whether PyTorch can tell how much memory it holds on the device, as 2.5.1 and later can."""
         return hasattr(torch.xpu, "memory_reserved")
 
 
@@ -358,7 +358,7 @@ def check_collectives(indices: Sequence[int]) -> None:
         NoXCCLError: There are several, and this PyTorch was built without XCCL, as it was before 2.8 (pytorch#154963),
             and is on Windows.
     """
-    has_xccl = getattr(torch.distributed, "is_xccl_available", None)  # unknown before 2.6 or so
+    has_xccl = getattr(torch.distributed, "is_xccl_available", None)  # new in 2.6
     if len(indices) < 2 or (has_xccl is not None and has_xccl()):
         return
     asked = "xpu:" + ",".join(map(str, indices))

@@ -1,7 +1,9 @@
 """Run what this package promises on many versions of Ultralytics, and print a table: version by capability.
 
 `python -m tests.matrix` takes the sample that CI has time for, `--all` every version, `--versions 8.3.0 8.4.60` those.
-One torch serves them all: each version is put in front of it, `pip install --no-deps --target`.
+One torch serves them all: each version is put in front of it, `pip install --no-deps --target`. It is the installed
+one, or with `--torch 2.5.1 2.8.0` each of those, in an environment of its own (5 GB). `--floor` takes the oldest
+torch and the oldest Ultralytics that this package is for.
 """
 
 from __future__ import annotations
@@ -37,12 +39,29 @@ VERSIONS = [
     "8.4.190",
 ]
 SAMPLE = ["8.3.0", "8.4.60", "8.4.110", "8.4.190"]
+FLOOR = ("2.5.1", "8.3.0")  # of torch and of Ultralytics, as pyproject.toml has them
 PROFILES = ["arc-b580", "arc-a770"]
 CHECKS = Path(__file__).with_name("checks.py")
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = "installed"  # the torch of this interpreter
 
 # What versions need beside what the newest needs: their wheels' METADATA, and numpy.trapz, which numpy 2.4 removed.
 OLD_REQUIREMENTS = ["tqdm", "pandas<3", "pytz", "seaborn", "py-cpuinfo"]
 OLD_NUMPY = "numpy==2.1.1"
+
+
+def interpreter(torch: str, cache: Path) -> str:
+    """Return a Python that has a release of torch, with this package and the simulator as they are in the tree."""
+    if torch == INSTALLED:
+        return sys.executable
+    folder = cache / f"torch-{torch}"
+    python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    needed = [f"torch=={torch}", "torchvision", f"ultralytics=={VERSIONS[-1]}", "cloudpickle"]
+    needed += [f"{ROOT}[demo]", str(ROOT / "tests" / "simulator")]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *needed], check=True)
+    return python
 
 
 def overlay(version: str, cache: Path) -> list[Path]:
@@ -76,7 +95,7 @@ def _installed(target: Path, requirements: list[str]) -> Path:
     return target
 
 
-def run_checks(version: str, profile: str, cache: Path) -> dict[str, str]:
+def run_checks(python: str, version: str, profile: str, cache: Path) -> dict[str, str]:
     """Run every check for one version on one simulated device, each in a process of its own.
 
     Returns:
@@ -93,7 +112,7 @@ def run_checks(version: str, profile: str, cache: Path) -> dict[str, str]:
             "MPLBACKEND": "Agg",
         }
         done = subprocess.run(
-            [sys.executable, str(CHECKS), version, profile],
+            [python, str(CHECKS), version, profile],
             cwd=scratch,
             env=environment,
             capture_output=True,
@@ -111,38 +130,52 @@ def run_checks(version: str, profile: str, cache: Path) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every version, on every profile")
+    parser.add_argument("--floor", action="store_true", help=f"torch {FLOOR[0]} with Ultralytics {FLOOR[1]}")
+    parser.add_argument("--torch", nargs="+", default=[INSTALLED], help="releases to install, such as 2.5.1")
     parser.add_argument("--versions", nargs="+", default=SAMPLE)
     parser.add_argument("--profiles", nargs="+", default=PROFILES[:1])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many cells at a time")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ultralytics-versions")
     args = parser.parse_args()
     versions, profiles = (VERSIONS, PROFILES) if args.all else (args.versions, args.profiles)
+    releases = args.torch
+    if args.floor:
+        releases, versions = [[each] for each in FLOOR]
     args.cache.mkdir(parents=True, exist_ok=True)
 
     console = Console(width=160 if not sys.stdout.isatty() else None)
-    results: dict[tuple[str, str], dict[str, str]] = {}
+    results: dict[tuple[str, str, str], dict[str, str]] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(versions) * len(profiles))
+        cells = [(torch, version, profile) for torch in releases for version in versions for profile in profiles]
+        task = progress.add_task("", total=len(cells))
+        pythons = {}
+        for torch in releases:
+            progress.update(task, description=f"getting torch {torch}")
+            pythons[torch] = interpreter(torch, args.cache)
         for version in versions:
             progress.update(task, description=f"getting {version}")
             overlay(version, args.cache)
-        cells = [(version, profile) for version in versions for profile in profiles]
+
+        def check(cell: tuple[str, str, str]) -> dict[str, str]:
+            torch, *rest = cell
+            return run_checks(pythons[torch], *rest, args.cache)
+
         with ThreadPoolExecutor(args.jobs) as pool:
             progress.update(task, description="checking")
-            for cell, found in zip(cells, pool.map(lambda cell: run_checks(*cell, args.cache), cells), strict=True):
+            for cell, found in zip(cells, pool.map(check, cells), strict=True):
                 results[cell] = found
                 progress.advance(task)
 
     capabilities = list(dict.fromkeys(c for found in results.values() for c in found))
-    table = Table("Ultralytics", "device", *capabilities)
-    for (version, profile), found in results.items():
+    table = Table("PyTorch", "Ultralytics", "device", *capabilities)
+    for cell, found in results.items():
         marks = [{"ok": "✓"}.get(found.get(c, "-"), "-" if c not in found else "✗") for c in capabilities]
-        table.add_row(version, profile, *marks)
+        table.add_row(*cell, *marks)
     console.print(table)
     failures = [
-        f"{version} {profile} {capability}: {result}"
-        for (version, profile), found in results.items()
+        f"{' '.join(cell)} {capability}: {result}"
+        for cell, found in results.items()
         for capability, result in found.items()
         if result != "ok"
     ]

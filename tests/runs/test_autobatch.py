@@ -52,6 +52,12 @@ def host(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total, available=available))
 
 
+@pytest.fixture
+def liftable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kernels address more than 4 GiB, as they do since PyTorch 2.8."""
+    monkeypatch.setattr(devices, "torch_release", lambda: (2, 8))
+
+
 class EnoughError(Exception):
     """Ends a run after its first step, which takes as much memory as any."""
 
@@ -189,7 +195,9 @@ def test_where_torch_tells_the_pci_id_it_tells_an_integrated_gpu(
 def unknown(small: Small, monkeypatch: pytest.MonkeyPatch) -> devices.DeviceInfo:
     """A GPU of 8 GiB that nobody knows for an integrated one, and whose driver counts nothing as free."""
     small("arc-b580", 8 * GIB)
-    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device=None: (0, 8 * GIB))  # vLLM#49482, #53990
+    monkeypatch.setattr(
+        torch.xpu, "mem_get_info", lambda device=None: (0, 8 * GIB), raising=False
+    )  # vLLM#49482, #53990
     return devices.info(0)
 
 
@@ -220,7 +228,7 @@ def test_a_gpu_with_little_of_the_hosts_memory_is_taken_for_a_discrete_one(
     [("arc-a770", 4 * GIB), ("core-ultra-155h", 4 * GIB), ("arc-b580", None), ("max-1550", None)],
 )
 def test_gpus_before_xe_hpc_and_xe2_have_the_limit(
-    xpu: torch.device, name: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
+    xpu: torch.device, liftable: None, name: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with xpu_simulator.use_profile(name):
         assert devices.info(0).allocation_limit == limit
@@ -255,7 +263,9 @@ def limited(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_ALLOCATION_LIMIT", LIMIT)
 
 
-def test_no_single_allocation_reaches_the_limit(limited: None, digits_data: str, log: list[Any]) -> None:
+def test_no_single_allocation_reaches_the_limit(
+    limited: None, liftable: None, digits_data: str, log: list[Any]
+) -> None:
     given = {**LIMITED, "plots": False, "workers": 0, "epochs": 1, "project": str(Path.cwd())}
     model = YOLO("yolo11n.yaml")
     model.train(trainer=XPUDetectionTrainer, data=digits_data, **given)  # and validate
@@ -268,7 +278,7 @@ def test_no_single_allocation_reaches_the_limit(limited: None, digits_data: str,
 
 
 def test_a_lifted_limit_does_not_hold(
-    limited: None, digits_data: str, log: list[Any], monkeypatch: pytest.MonkeyPatch
+    limited: None, liftable: None, digits_data: str, log: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS", "1")
     train(digits_data, **LIMITED)
@@ -282,8 +292,8 @@ def test_a_torch_that_can_not_count_its_memory_gives_ultralytics_default(
     small: Small, digits_data: str, log: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small("arc-b580")
-    for name in ("memory_reserved", "memory_allocated", "mem_get_info"):  # new in 2.6
-        monkeypatch.delattr(torch.xpu, name)
+    for name in ("memory_reserved", "memory_allocated", "mem_get_info"):
+        monkeypatch.delattr(torch.xpu, name, raising=False)
     batches: list[int] = []
     model = YOLO("yolo11n.yaml")
     model.add_callback("on_pretrain_routine_end", lambda trainer: batches.append(trainer.batch_size))

@@ -535,6 +535,7 @@ def test_first_line_of_an_error() -> None:
 # Telemetry
 
 
+@pytest.mark.needs("torch.xpu.utilization", "torch.xpu.power_draw")
 def test_telemetry_is_the_median_of_readings(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([90.0, 97.0, 20.0, 98.0])
 

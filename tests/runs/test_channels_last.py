@@ -14,6 +14,12 @@ from yolo_xpu_trainer.policies import channels_last
 from ..conftest import Train, TrainingData
 
 
+@pytest.fixture(autouse=True)
+def _default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let channels_last be the default, as it is since PyTorch 2.7."""
+    monkeypatch.setattr(channels_last, "_by_default", lambda: True)
+
+
 def in_channels_last(tensor: torch.Tensor) -> bool:
     """Whether a tensor is laid out in channels_last and not also in NCHW."""
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()

@@ -31,6 +31,7 @@ def trainer(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Any:
 
 
 @laptop
+@pytest.mark.needs("torch.xpu.mem_get_info")
 def test_this_laptop_can_not_tell_its_free_memory(xpu: torch.device) -> None:
     with pytest.raises(RuntimeError, match="doesn't support querying the available free memory"):
         torch.xpu.mem_get_info(0)
@@ -157,6 +158,7 @@ def test_autobatch_finds_a_batch_size(train: Train, profile: str) -> None:
 
 
 @laptop
+@pytest.mark.needs("torch.xpu.mem_get_info")
 def test_upstreams_autobatch_fails_here_without_its_patches(xpu: torch.device) -> None:
     # Once it doesn't, the patch of `get_torch_device_backend` can go on such a machine.
     run = Run(devices.info(0), (0,), Precision("fp32", "a test says so"), options())

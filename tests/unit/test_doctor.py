@@ -13,6 +13,7 @@ import torch
 import ultralytics
 
 import xpu_simulator
+from yolo_xpu_trainer.versions import torch_release
 
 pytestmark = pytest.mark.skipif(
     torch._C._has_xpu and not xpu_simulator.is_active(), reason="simulated machines are needed"
@@ -43,7 +44,8 @@ def test_one_gpu() -> None:
     assert f"torch {torch.__version__}, Ultralytics {ultralytics.__version__}" in answer
     assert "xpu:0 Intel Arc B580 Graphics" in answer
     assert cells(answer, "memory") == ["11.3 GiB"]
-    assert cells(answer, "free memory") == ["11.3 GiB"]
+    if hasattr(torch.xpu, "mem_get_info"):
+        assert cells(answer, "free memory") == ["11.3 GiB"]
     assert cells(answer, "one allocation") == ["no limit"]
     assert cells(answer, "float64") == ["yes"]
     assert cells(answer, "matrix units") == ["yes"]
@@ -65,9 +67,12 @@ def test_laptop_whose_driver_reports_no_free_memory() -> None:
     assert code == 0
     assert cells(answer, "memory") == ["29.0 GiB"]
     assert "not reported" in cells(answer, "free memory")[0]
-    assert cells(answer, "one allocation")[0].startswith(
-        "less than 4 GiB: the device refuses more unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1"
+    more = (
+        "the device refuses more unless UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1"
+        if torch_release() >= (2, 8)
+        else "kernels of PyTorch before 2.8 can't address more"
     )
+    assert cells(answer, "one allocation")[0].startswith(f"less than 4 GiB: {more}")
     assert cells(answer, "matrix units") == ["no"]
     assert cells(answer, "integrated") == ["yes"]
     assert cells(answer, "amp=True means")[0].startswith("fp16")

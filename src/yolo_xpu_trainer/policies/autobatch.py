@@ -104,7 +104,7 @@ def _default(run: Run, dataset_size: int) -> int:
     batch = min(int(DEFAULT_CFG.batch), dataset_size or int(DEFAULT_CFG.batch))
     _LOGGER.warning(
         f"XPU: AutoBatch can't measure on {run.device}: PyTorch {torch.__version__} doesn't tell how much memory it "
-        f"holds there, as 2.6 and later do. The batch is Ultralytics' default, {batch}; name one, or update PyTorch."
+        f"holds there, as 2.5.1 and later do. The batch is Ultralytics' default, {batch}; name one, or update PyTorch."
     )
     return batch
 

@@ -127,6 +127,8 @@ def _row(mask: ForegroundMask, number: int) -> torch.Tensor | None:
 
 
 def _getitem(func: Any, tensor: Any, index: Any) -> Any:
+    if type(index) is tuple and len(index) == 1 and type(index[0]) is ForegroundMask:
+        (index,) = index  # as PyTorch 2.5 gives a mask that something is indexed by
     if type(index) is ForegroundMask and _fits(index, tensor):
         positions = _positions(index)
         if positions is not None:

@@ -91,7 +91,7 @@ class _Scale(torch.Tensor):
 
     def double(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
+            return self.detach()
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -106,7 +106,8 @@ class GradScaler(torch.amp.GradScaler):
         super()._lazy_init_scale_growth_tracker(dev)
         self._scale: torch.Tensor | None
         if self._scale is not None:
-            self._scale = self._scale.as_subclass(_Scale)  # type: ignore[no-untyped-call]
+            # Not as_subclass(): while a user's TorchDispatchMode is on, it raises in PyTorch 2.5.
+            self._scale = torch.Tensor._make_subclass(_Scale, self._scale)
 
 
 def _update_scale(

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 from . import native
+from .torch_xpu import release
+
+SINCE = (2, 8)  # older XPU builds have none (pytorch#154963)
 
 _removed = False
 
 
 def install() -> None:
-    """Make `torch.distributed` offer `xccl`, where this torch has collectives at all."""
+    """Make `torch.distributed` offer `xccl`, where an XPU build of this release has it."""
     import torch.distributed as dist
 
-    if not dist.is_available():
+    if not dist.is_available() or release() < SINCE:
         return
     from torch.distributed import distributed_c10d as c10d
 
     native.call("install_collectives")
     _show(True)
-    c10d.Backend.register_backend(
-        "xccl",
-        _create,
-        extended_api=True,
-        devices=["xpu"],
-        _backend_type=dist.ProcessGroup.BackendType.XCCL,
-    )
+    vars(c10d)["ProcessGroupXCCL"] = _Group
+    register = getattr(c10d, "_register_builtin_xccl_backend", None)
+    if register:  # later releases look the backend up; 2.8 knows it by name
+        register()
 
 
-def _create(options: Any, _: Any) -> Any:
-    from torch.distributed.distributed_c10d import ProcessGroupGloo
+class _Group:
+    """Stands for `ProcessGroupXCCL`, which torch makes by this name."""
 
-    if _removed:  # what a build without it says
-        raise RuntimeError("Distributed package doesn't have XCCL built in")
-    return ProcessGroupGloo(options.store, options.group_rank, options.group_size, timeout=options.timeout)
+    Options = types.SimpleNamespace
+
+    def __new__(cls, store: Any, rank: int, size: int, options: Any = None) -> Any:
+        from torch.distributed import distributed_c10d as c10d
+
+        timeout = getattr(options, "_timeout", c10d.default_pg_timeout)
+        return c10d.ProcessGroupGloo(store, rank, size, timeout=timeout)
 
 
 def remove() -> None:

@@ -76,7 +76,8 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
 }
 
 
-def _release() -> tuple[int, int]:
+def release() -> tuple[int, int]:
+    """Return this torch's major and minor version."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 
@@ -129,7 +130,7 @@ class EventBase(torch.Event):
 
     _recorded_at: float | None = None
 
-    def __new__(cls, enable_timing: bool = False) -> EventBase:
+    def __new__(cls, enable_timing: bool = False, interprocess: bool = False) -> EventBase:
         make: Any = super().__new__
         event: EventBase = make(cls, device="xpu", enable_timing=enable_timing)
         event._timed = enable_timing
@@ -183,7 +184,7 @@ def _properties(index: int) -> DeviceProperties:
     if properties is None or not 0 <= index < native.call("device_count"):
         raise RuntimeError(f"The device index is out of range. It must be in [0, {native.call('device_count')}).")
     total = int(os.environ.get(CAPACITY_VARIABLE) or properties.total_memory)
-    hidden = hidden_properties(_release(), profile.without)
+    hidden = hidden_properties(release(), profile.without)
     return DeviceProperties(properties, native.call("physical_index", index), total, hidden)
 
 
@@ -289,7 +290,8 @@ def install() -> None:
         vars(torch.xpu)["_raw_device_count_zes"] = _count_before_initialization
     # A build with two accelerators is refused here and there; this one had no GPU for the other anyway.
     vars(torch.cuda)["_is_compiled"] = lambda: False
-    torch.version.xpu = TORCH_VERSION_XPU
+    if hasattr(torch.version, "xpu"):  # since 2.7
+        torch.version.xpu = TORCH_VERSION_XPU
 
 
 def forget() -> None:
@@ -297,6 +299,8 @@ def forget() -> None:
     was_initialized = torch.xpu._initialized
     vars(torch.xpu).update(_cached_device_count=None, _initialized=False)
     torch.xpu.get_device_capability.cache_clear()
+    if hasattr(torch.xpu.device_count, "cache_clear"):  # until 2.13 or so
+        torch.xpu.device_count.cache_clear()
     native.call("require_initialization")
     if was_initialized and native.call("device_count"):
         native.call("set_device", 0)

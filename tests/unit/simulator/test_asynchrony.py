@@ -47,7 +47,7 @@ def test_a_kernel_of_another_stream_that_does_not_wait_sees_poison(late):
         lambda side: side.record_event().synchronize(),
         lambda side: side.synchronize(),
         lambda side: torch.xpu.synchronize(),
-        lambda side: torch.accelerator.synchronize(),
+        pytest.param(lambda side: torch.accelerator.synchronize(), marks=pytest.mark.needs("torch.accelerator")),
     ],
 )
 def test_a_kernel_of_another_stream_that_waits_sees_the_data(wait, values, late):

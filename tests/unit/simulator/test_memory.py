@@ -82,6 +82,7 @@ def test_an_operator_s_result_and_its_temporaries_are_device_memory(memory):
     assert torch.xpu.max_memory_allocated() >= before + 4 * MB + 12 * MB
 
 
+@pytest.mark.needs("torch.xpu.mem_get_info")
 def test_free_memory_is_what_is_not_reserved(memory):
     block = _bytes(100 * MB, memory)
     free, total = torch.xpu.mem_get_info()
@@ -114,6 +115,7 @@ def test_cached_memory_is_given_up_before_running_out(memory):
     del block
 
 
+@pytest.mark.needs("torch.xpu.set_per_process_memory_fraction")
 def test_a_memory_fraction_limits_the_process(memory):
     torch.xpu.set_per_process_memory_fraction(0.1)
     try:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from xpu_simulator import torch_xpu
+
 FORK_ERROR = "Cannot re-initialize XPU in forked subprocess"
 
 
@@ -46,7 +48,7 @@ def _touch_in_child(queue, touch):
         lambda: torch.ones(1).to("xpu").item(),
         lambda: torch.xpu.current_device(),
         lambda: torch.xpu.synchronize(),
-        lambda: torch.xpu.mem_get_info(),
+        pytest.param(lambda: torch.xpu.mem_get_info(), marks=pytest.mark.needs("torch.xpu.mem_get_info")),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -68,6 +70,8 @@ def test_a_loader_pins_its_batches(workers, xpu):
     torch.ones(1, device=xpu)
     dataset = TensorDataset(torch.arange(12.0).reshape(6, 2))
     loader = DataLoader(dataset, batch_size=2, num_workers=workers, pin_memory=True)
+    if torch_xpu.release() < (2, 7):
+        loader.pin_memory_device = "xpu"  # CUDA unless it is told (pytorch#131858)
     total = torch.zeros((), device=xpu)
     for (batch,) in loader:
         assert batch.is_pinned()
@@ -98,6 +102,7 @@ def test_a_spawned_loader_s_workers_have_the_device(tmp_path):
     assert done.stdout.strip() == "24.0"
 
 
+@pytest.mark.needs("torch.distributed.is_xccl_available")
 def test_two_processes_train_with_xccl_and_agree():
     code = """
         import torch, xpu_simulator

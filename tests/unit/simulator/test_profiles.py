@@ -14,6 +14,8 @@ import xpu_simulator
 from xpu_simulator import torch_xpu
 from xpu_simulator.profiles import PROFILES
 
+NEWEST = (2, 14)  # the release that tells all properties
+
 
 def _probe(code, profile="arc-b580", **variables):
     """Run code in a fresh process that has the simulated XPU from the start, and return what it prints as JSON."""
@@ -38,9 +40,10 @@ def test_a_profile_s_properties_are_those_that_torch_reports(name, xpu):
         assert reported.has_fp64 == profile.properties.has_fp64
         assert "simulated" in reported.platform_name
         assert repr(reported).startswith(f"_XpuDeviceProperties(name='{reported.name}'")
-        assert torch.xpu.get_device_capability(0)["device_id"] == reported.device_id
+        assert torch.xpu.get_device_capability(0).items() >= vars(reported).items()
         assert not [name for name in profile.without if hasattr(reported, name)]
-        assert torch.xpu.is_tf32_supported() == reported.has_subgroup_matrix_multiply_accumulate
+        if hasattr(torch.xpu, "is_tf32_supported"):
+            assert torch.xpu.is_tf32_supported() == reported.has_subgroup_matrix_multiply_accumulate
         assert torch.xpu.is_bf16_supported()
 
 
@@ -105,8 +108,10 @@ def test_without_fp64_float64_can_still_be_stored_and_copied(xpu):
     assert torch.empty(3, dtype=torch.float64, device=xpu).numel() == 3
 
 
+@pytest.mark.needs("torch.xpu.mem_get_info")
 @pytest.mark.xpu_profile("core-ultra-155h")
-def test_an_integrated_gpu_can_t_tell_its_free_memory(xpu):
+def test_an_integrated_gpu_can_t_tell_its_free_memory(xpu, monkeypatch):
+    monkeypatch.setattr(torch_xpu, "release", lambda: NEWEST)
     with pytest.raises(RuntimeError) as raised:
         torch.xpu.mem_get_info()
     assert str(raised.value).startswith(
@@ -118,6 +123,7 @@ def test_an_integrated_gpu_can_t_tell_its_free_memory(xpu):
     assert not properties.has_subgroup_matrix_multiply_accumulate
 
 
+@pytest.mark.needs("torch.xpu.mem_get_info")
 @pytest.mark.xpu_profile("lunar-lake")
 def test_a_lunar_lake_under_linux_has_a_bracketed_name_and_doesn_t_say_that_it_is_integrated(xpu):
     properties = torch.xpu.get_device_properties()
@@ -136,7 +142,9 @@ def test_without_libocloc_no_extension_is_seen(xpu):
     assert "A770" in properties.name
 
 
-def test_a_discrete_gpu_may_have_no_figures_of_its_free_memory_or_wrong_ones(xpu):
+@pytest.mark.needs("torch.xpu.mem_get_info")
+def test_a_discrete_gpu_may_have_no_figures_of_its_free_memory_or_wrong_ones(xpu, monkeypatch):
+    monkeypatch.setattr(torch_xpu, "release", lambda: NEWEST)
     with xpu_simulator.use_profile("arc-b580-no-free"), pytest.raises(RuntimeError, match="free memory"):
         torch.xpu.mem_get_info()
     with xpu_simulator.use_profile("arc-b580-zero-free"):
@@ -155,7 +163,7 @@ def test_a_discrete_gpu_may_have_no_figures_of_its_free_memory_or_wrong_ones(xpu
     ],
 )
 def test_properties_are_those_of_the_release(release, told, hidden, xpu, monkeypatch):
-    monkeypatch.setattr(torch_xpu, "_release", lambda: release)
+    monkeypatch.setattr(torch_xpu, "release", lambda: release)
     properties = torch.xpu.get_device_properties()
     assert hasattr(properties, told)
     assert hidden is None or not hasattr(properties, hidden)
@@ -167,8 +175,9 @@ def test_without_a_device_torch_is_a_build_that_finds_none(xpu):
     assert torch.xpu._is_compiled()
     assert not torch.xpu.is_available()
     assert torch.xpu.device_count() == 0
-    assert not torch.accelerator.is_available()
-    assert isinstance(torch.version.xpu, str)
+    if hasattr(torch, "accelerator"):
+        assert not torch.accelerator.is_available()
+    assert vars(torch.version).get("xpu", "older") is not None
     with pytest.raises(RuntimeError, match="No XPU devices are available"):
         torch.ones(1, device="xpu")
 
@@ -202,12 +211,13 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
     ],
 )
 def test_the_environment_selects_devices(variable, value, devices, xpu, monkeypatch):
+    monkeypatch.setattr(torch_xpu, "release", lambda: NEWEST)
     monkeypatch.setenv(variable, value)
     with xpu_simulator.use_profile("max-1550"):
         _initialize()
         chosen = [torch.xpu.get_device_properties(i).uuid for i in range(len(devices))]
         assert [int(uuid[-1]) - 1 for uuid in chosen] == devices
-        with pytest.raises(RuntimeError):
+        with pytest.raises((RuntimeError, AssertionError)):  # the latter before 2.9 or so
             torch.xpu.get_device_properties(len(devices))
 
 
@@ -224,6 +234,7 @@ def _initialize():
         ("ONEAPI_DEVICE_SELECTOR", "opencl:*", 2, 2),  # nothing to initialize: it stays at Sysman's answer
     ],
 )
+@pytest.mark.needs("torch.xpu._raw_device_count_zes")
 def test_before_initialization_devices_are_counted_without_the_selector(variable, value, before, after):
     code = """
         import torch
@@ -254,13 +265,15 @@ def test_a_selection_made_after_initialization_comes_too_late(xpu, monkeypatch):
 
 
 def test_the_environment_switches_the_device_on_in_any_process():
-    told = _probe("[torch.xpu.is_available(), torch.xpu.device_count(), torch.version.xpu is None]", "max-1550")
+    told = _probe(
+        "[torch.xpu.is_available(), torch.xpu.device_count(), getattr(torch.version, 'xpu', '') is None]", "max-1550"
+    )
     assert told == [True, 2, False]
     assert _probe("torch.xpu.get_device_properties().total_memory", XPU_SIMULATOR_CAPACITY="1000000") == 1000000
 
 
 def test_without_the_variable_torch_is_left_alone():
-    assert _probe("[torch.xpu.is_available(), torch.version.xpu]", profile="") == [False, None]
+    assert _probe("[torch.xpu.is_available(), getattr(torch.version, 'xpu', None)]", profile="") == [False, None]
 
 
 def test_torch_s_own_triton_kernels_stay_out_of_the_way():

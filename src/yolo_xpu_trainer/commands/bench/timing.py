@@ -109,7 +109,7 @@ class Clock:
     def _window(self, seconds: float) -> Window:
         memory = {}
         for kind in ("allocated", "reserved"):
-            peak: Any = getattr(torch.xpu, f"max_memory_{kind}", None)  # since torch 2.6
+            peak: Any = getattr(torch.xpu, f"max_memory_{kind}", None)  # 2.5.1 and later
             if self._index is not None and peak is not None:
                 memory[kind] = int(peak(self._index))
         return Window(

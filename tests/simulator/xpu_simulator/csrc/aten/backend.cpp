@@ -2,12 +2,9 @@
 #include "backend.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <ATen/detail/XPUHooksInterface.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/util/Exception.h>
 
 #include <memory>
@@ -40,7 +37,7 @@ void* allocate_or_raise(int device, size_t bytes) {
   }
 }
 
-class DeviceMemory final : public c10::DeviceAllocator {
+class DeviceMemory final : public DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     const int device = current_device();
@@ -60,7 +57,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
     return true;
   }
 
-  void emptyCache(c10::MempoolId_t) override {
+  void emptyCache(MempoolId_t) override {
     empty_cache();
   }
 
@@ -68,9 +65,9 @@ class DeviceMemory final : public c10::DeviceAllocator {
     record_stream(pointer.get(), stream.id());
   }
 
-  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(DeviceIndex device) override {
+  DeviceStats getDeviceStats(DeviceIndex device) override {
     const MemoryStats from = memory_stats(device);
-    c10::CachingDeviceAllocator::DeviceStats to;
+    DeviceStats to;
     copy(from.allocation, to.allocation);
     copy(from.segment, to.segment);
     copy(from.active, to.active);
@@ -99,7 +96,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
   }
 
  private:
-  static void copy(const StatArray& from, c10::CachingAllocator::StatArray& to) {
+  static void copy(const StatArray& from, decltype(DeviceStats::allocation)& to) {
     for (size_t i = 0; i < from.size(); i++) {
       to[i].current = from[i].current;
       to[i].peak = from[i].peak;
@@ -146,7 +143,7 @@ class HostOrDeviceMemory final : public c10::Allocator {
   c10::Allocator* const host_;
 };
 
-class PinnedMemory final : public at::HostAllocator {
+class PinnedMemory final : public HostAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) {
@@ -170,7 +167,7 @@ class PinnedMemory final : public at::HostAllocator {
 
   void empty_cache() override {}
 
-  at::HostStats get_stats() override {
+  HostStats get_stats() override {
     return {};
   }
 
@@ -245,7 +242,7 @@ thread_local bool t_hand_out_defaults = false;
 
 // ------------------------------------------------------------------------------------------------ device guard
 
-class DeviceGuard final : public c10::impl::DeviceGuardImplInterface {
+class DeviceGuard final : public DeviceGuardInterface {
  public:
   c10::DeviceType type() const override {
     return kXPU;
@@ -277,11 +274,11 @@ class DeviceGuard final : public c10::impl::DeviceGuardImplInterface {
     return static_cast<DeviceIndex>(device_count());
   }
 
-  c10::DeviceCapability getDeviceCapability(Device) const override {
+  DeviceCapability getDeviceCapability(Device) const override {
     return {};
   }
 
-  Stream getStream(Device device) const override {
+  Stream getStream(Device device) const noexcept override {
     const int index = index_of(device);
     return Stream(Stream::UNSAFE, Device(kXPU, index), current_stream(index));
   }
@@ -298,7 +295,7 @@ class DeviceGuard final : public c10::impl::DeviceGuardImplInterface {
     return getNewStream(device, 0);
   }
 
-  Stream exchangeStream(Stream stream) const override {
+  Stream exchangeStream(Stream stream) const noexcept override {
     const Stream previous = getStream(stream.device());
     set_current_stream(stream.device_index(), stream.id());
     return previous;
@@ -378,7 +375,7 @@ class DeviceGuard final : public c10::impl::DeviceGuardImplInterface {
 // ------------------------------------------------------------------------------------------------ hooks
 
 // Without data members, like its base: the object may be placed over an existing one of the base's type.
-class Hooks final : public at::XPUHooksInterface {
+class Hooks final : public HooksInterface {
  public:
   Hooks() = default;
   explicit Hooks(at::XPUHooksArgs) {}
@@ -480,7 +477,7 @@ void free_device_memory(void* pointer) {
   deallocate(pointer);
 }
 
-c10::DeviceAllocator* device_allocator() {
+DeviceAllocator* device_allocator() {
   static auto* allocator = new DeviceMemory;
   return allocator;
 }
@@ -514,7 +511,7 @@ extern "C" __attribute__((visibility("default"))) int xpusim_install(int detach_
   constexpr uint8_t kOverTheDefault = 1;
   c10::SetAllocator(kXPU, device_allocator(), kOverTheDefault);
   c10::SetAllocator(c10::DeviceType::CPU, new HostOrDeviceMemory(c10::GetDefaultCPUAllocator()), kOverTheDefault);
-  at::setHostAllocator(kXPU, pinned_memory());
+  set_host_allocator(pinned_memory());
   static const c10::impl::DeviceGuardImplRegistrar registrar(kXPU, new DeviceGuard);
 
   // Whoever asked for the hooks before has made the stock object and keeps a reference: place ours over it.
@@ -523,9 +520,8 @@ extern "C" __attribute__((visibility("default"))) int xpusim_install(int detach_
     new (const_cast<at::XPUHooksInterface*>(&hooks)) Hooks();
   }
   // A CUDA build refuses to have two accelerators ("Cannot have both XPU and cuda"): take its hooks away.
-  const at::CUDAHooksInterface& cuda = at::detail::getCUDAHooks();
-  if (detach_cuda != 0 && cuda.isBuilt()) {
-    new (const_cast<at::CUDAHooksInterface*>(&cuda)) at::CUDAHooksInterface();
+  if (detach_cuda != 0) {
+    new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) at::CUDAHooksInterface();
   }
   return register_fallbacks();
 }

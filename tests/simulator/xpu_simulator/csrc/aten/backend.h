@@ -2,15 +2,15 @@
 #pragma once
 
 #include <ATen/core/Generator.h>
-#include <c10/core/Allocator.h>
-#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Device.h>
+
+#include "releases.h"
 
 namespace xpusim {
 
 constexpr c10::DeviceType kXPU = c10::DeviceType::XPU;
 
-c10::DeviceAllocator* device_allocator();
+DeviceAllocator* device_allocator();
 
 // Frees a block of device memory; a DataPtr that carries it lies in device memory.
 void free_device_memory(void* pointer);
