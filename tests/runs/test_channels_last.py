@@ -13,6 +13,8 @@ from yolo_xpu_trainer.policies import channels_last
 
 from ..conftest import Train, TrainingData
 
+by_default = channels_last._by_default
+
 
 @pytest.fixture(autouse=True)
 def _default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +216,7 @@ def test_the_smallest_images_are_those_of_multi_scale(
 @pytest.mark.parametrize(("version", "expected"), [("2.5.1", False), ("2.6.0+xpu", False), ("2.7.0", True)])
 def test_it_is_the_default_from_pytorch_2_7_on(version: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", version)
-    assert channels_last._by_default() is expected
+    assert by_default() is expected
 
 
 @pytest.mark.parametrize(

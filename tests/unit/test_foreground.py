@@ -283,7 +283,7 @@ def test_positions_are_found_once(xpu: torch.device) -> None:
     mask = foreground.known_mask(torch.rand(4, 30, device=xpu) > 0.5)
     values = torch.rand(4, 30, 3, device=xpu)
     with xpu_simulator.count() as counts:
-        _ = values[mask], mask.nonzero(as_tuple=True), bool(mask.any()), int(mask.sum())
+        _ = values[mask], values[(mask,)], mask.nonzero(as_tuple=True), bool(mask.any()), int(mask.sum())
         _ = [values[i][row] for i, row in enumerate(mask) if row.any()]
         _ = [values[i][mask[i]] for i in range(4)]
     assert sum(counts.syncs.values()) == 2  # their number, and that of each row

@@ -155,7 +155,8 @@ def test_two_processes_train_with_xccl_and_agree():
     ranks = [
         _start(code, RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in range(2)
     ]
-    told = [_finish(process).strip() for process in ranks]
+    # Releases around 2.8 let gloo print that it is connected.
+    told = ["\n".join(line for line in _finish(process).splitlines() if "[Gloo]" not in line) for process in ranks]
     assert told == [f"1.0 [0, 1] xpu:{rank} 4" for rank in range(2)]
 
 
