@@ -162,6 +162,21 @@ def test_random_numbers_and_settings_of_the_process_stay_as_they_are(
     assert torch.equal(torch.rand(3, device=xpu), expected[1])
 
 
+@pytest.mark.parametrize("changed", ["float64", "bfloat16", "device"])
+def test_a_default_dtype_or_device_of_the_process_changes_no_finding(xpu: torch.device, changed: str) -> None:
+    try:
+        if changed == "device":
+            torch.set_default_device(xpu)
+        else:
+            torch.set_default_dtype(getattr(torch, changed))
+        before = torch.get_default_dtype(), torch.get_default_device()
+        assert [str(one) for one in examine(declared(), devices.info(0), anew=True) if not one.right] == []
+        assert (torch.get_default_dtype(), torch.get_default_device()) == before
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     "text", ["UR_RESULT_ERROR_DEVICE_LOST", "UR backend failed: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"]
 )
