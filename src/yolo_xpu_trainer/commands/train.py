@@ -32,10 +32,10 @@ __all__ = ["add_arguments", "announce", "run"]
 LOST, OUT_OF_MEMORY = 75, 71
 """Exit statuses of `yolo` after a lost device and where memory ran out: `exit_status` in `device_errors.py`."""
 
-_LOOK = 0.2  # seconds between two looks at the child
 NO_DEVICE = 69
 """Exit status of `yolo` where there is no XPU: EX_UNAVAILABLE. One that was lost may take a while to come back."""
 
+_LOOK = 0.2  # seconds between two looks at the child
 # A step may take so many times as long as the longest before, and what is between steps (COCO's evaluation, plots, what
 # callbacks send somewhere) ten minutes: to end a run that is sound costs more than to wait for one that isn't.
 _LEAST_PATIENCE, _TIMES_LONGER = 600.0, 20
