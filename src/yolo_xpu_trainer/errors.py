@@ -111,6 +111,8 @@ class NoXCCLError(DeviceError, RuntimeError):
 class NoXPUError(DeviceError, RuntimeError):
     """An XPU was asked for, and this process sees none; a RuntimeError, as PyTorch's own is."""
 
+    exit_status = 69  # EX_UNAVAILABLE of sysexits.h
+
 
 class WrongBuildError(NoXPUError, AssertionError):
     """An XPU was asked for, and this PyTorch was built without XPU support; an AssertionError, as PyTorch's own is."""

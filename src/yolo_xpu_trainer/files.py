@@ -9,14 +9,16 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HEARTBEAT_VARIABLE", "AtomicPath", "remove_leftovers", "replacing"]
+__all__ = ["HEARTBEAT_VARIABLE", "AtomicPath", "quoted", "remove_leftovers", "replacing"]
 
 HEARTBEAT_VARIABLE = "YOLO_XPU_HEARTBEAT"
 """Names the file in which a supervised run says that it is alive."""
@@ -94,8 +96,17 @@ def remove_leftovers(directory: Path) -> list[Path]:
     return removed
 
 
+def quoted(argument: str) -> str:
+    """Write an argument as the command line of this system takes it, whatever characters a path in it has."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
+
+
 class AtomicPath(type(Path())):  # type: ignore[misc]
     """A path whose `write_bytes` and `write_text` replace the file; so do those of paths that are made from it."""
+
+    def __reduce__(self) -> Any:
+        """Pickle as a plain path: what a checkpoint holds is read without this package, too."""
+        return Path, (str(self),)
 
     def write_bytes(self, data: Any) -> int:
         """Replace the file by one with these bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from .devices import DeviceInfo, info
 from .options import Options
 from .recovery import Recovery
 
-__all__ = ["Precision", "Run", "Stash", "StashKey"]
+__all__ = ["Precision", "Run", "Stash", "StashKey", "checkpoint_of", "state_of"]
 
 AMP_VARIABLE = "YOLO_XPU_AMP"
 AUTO = "auto"  # its value where the precision is left to the device
@@ -84,6 +85,7 @@ class Run:
         stash: What policies note of it.
         recovery: Which policies failed in it and are off.
         hooks: The hooks as this run asks them, a `yolo_xpu_trainer.plugins.Hooks`.
+        found: What told the `last.pt` apart that was there before the run; None where there was none.
     """
 
     device: DeviceInfo
@@ -94,6 +96,7 @@ class Run:
     stash: Stash = field(default_factory=Stash)
     recovery: Recovery = field(default_factory=Recovery)
     hooks: Any = None
+    found: tuple[int, ...] | None = None
 
     @property
     def device_string(self) -> str:
@@ -146,6 +149,26 @@ class Run:
         memory = f"{self.device.total_memory / 2**30:.1f} GiB" + (" shared with the host" * self.device.integrated)
         others = f" and {len(self.indices) - 1} more" if len(self.indices) > 1 else ""
         return f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}"
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file apart from the one that took its place, or None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def checkpoint_of(trainer: Any) -> Path | None:
+    """Return the checkpoint that a trainer's run can go on from, or None where there is none.
+
+    With `exist_ok=True` the `last.pt` that is there may be another run's.
+    """
+    last = Path(getattr(trainer, "last", None) or "")
+    if not last.is_file() or (not trainer.resume and state_of(last) == trainer.xpu.found):
+        return None
+    return last
 
 
 def saved_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from .options import Options
 from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
 from .recovery import STRICT, Recovery
-from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings
+from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings, state_of
 from .seams import seams
 from .upstream import legacy
 from .upstream.child_processes import CHILD_VARIABLE, environment_patch, hand_up
@@ -217,6 +218,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 "Another thread of this process trains on an XPU already. What a run patches in Ultralytics holds for "
                 "the whole process, so give each training a process of its own."
             )
+        self.xpu.found = state_of(Path(self.last))
         try:
             with (
                 Options.scope(self.xpu.options.as_dict()),

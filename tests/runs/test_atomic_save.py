@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from yolo_xpu_trainer import NotSavedError
+from yolo_xpu_trainer import NotSavedError, XPUTrainer
 from yolo_xpu_trainer.files import AtomicPath
+from yolo_xpu_trainer.policies import atomic_save
 
 from ..conftest import Train, TrainingData
 
@@ -169,6 +171,90 @@ def test_a_trainer_that_saves_by_itself_is_covered(train: Train) -> None:
     trainer = train(trainer=Own)
     assert len(seen) == 1
     assert load(trainer.last)
+
+
+def test_an_error_of_what_users_code_does_while_saving_stays_what_it_is(train: Train, tmp_path: Path) -> None:
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    class Sending(DetectionTrainer):  # type: ignore[misc]
+        error: OSError
+
+        def save_model(self) -> None:
+            super().save_model()
+            raise self.error
+
+    class Mine(XPUTrainer, Sending): ...
+
+    for error in (
+        ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+        FileNotFoundError(errno.ENOENT, "none", str(tmp_path / "elsewhere")),
+        OSError("a request failed"),
+    ):
+        Sending.error = error
+        with pytest.raises(OSError, match=str(error.args[-1]).rpartition("/")[2]) as raised:
+            train(trainer=Mine, val=False)
+        assert raised.value is error
+
+
+def test_a_file_that_cannot_be_saved_before_the_first_epoch_is_told_of(train: Train) -> None:
+    def save(trainer: Any) -> None:
+        full_from(1000)
+        try:
+            torch.save(torch.zeros(10_000), trainer.save_dir / "mine.pt")
+        finally:
+            full_from(_UNLIMITED)
+
+    with pytest.raises(NotSavedError, match="The run can't be saved to"):
+        train(callbacks={"on_pretrain_routine_end": save})
+
+
+def test_weights_on_another_disk_are_whole_after_the_final_evaluation(train: Train, tmp_path: Path) -> None:
+    kept: dict[str, Any] = {}
+
+    def move(trainer: Any) -> None:
+        trainer.wdir.rmdir()
+        (tmp_path / "elsewhere").mkdir()
+        trainer.wdir.symlink_to(tmp_path / "elsewhere")
+
+    def fill(trainer: Any) -> None:
+        kept.update(last=trainer.last, bytes=trainer.last.read_bytes())
+        full_from(100_000)
+
+    with pytest.raises(NotSavedError, match="only a part of it was written"):
+        train(callbacks={"on_train_start": move, "on_fit_epoch_end": fill})
+    full_from(_UNLIMITED)
+    assert kept["last"].read_bytes() == kept["bytes"]
+
+
+def test_a_checkpoint_that_holds_its_own_path_holds_a_plain_one(train: Train) -> None:
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    class Noting(DetectionTrainer):  # type: ignore[misc]
+        def save_model(self) -> None:
+            super().save_model()
+            torch.save({"ema": 1, "path": self.last}, self.wdir / "noted.pt")
+
+    class Mine(XPUTrainer, Noting): ...
+
+    trainer = train(trainer=Mine, val=False)
+    assert type(load(trainer.wdir / "noted.pt")["path"]) is type(Path())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("epoch,loss\n1,3\n2,2\n3,1\n", "epoch,loss\n1,3\n2,2\n"),
+        ("  epoch, loss\n 1, 3\n 3, 1\n", "  epoch, loss\n 1, 3\n"),
+        ("date,loss\nmonday,3\n7,2\n", "date,loss\nmonday,3\n7,2\n"),
+    ],
+    ids=["empty", "of Ultralytics", "with blanks", "a user's own"],
+)
+def test_only_rows_of_later_epochs_are_dropped(tmp_path: Path, before: str, after: str) -> None:
+    table = tmp_path / "results.csv"
+    table.write_text(before)
+    atomic_save._drop_later_rows(SimpleNamespace(csv=table, start_epoch=2))
+    assert table.read_text() == after
 
 
 def test_what_is_saved_elsewhere_is_pytorchs_own(train: Train, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from xpu_simulator import faults
-from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError, devices
+from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError, Precision, Run, devices
+from yolo_xpu_trainer.policies import out_of_memory
 
 from ..conftest import Train, TrainingData
 
@@ -171,6 +173,24 @@ def test_a_lost_device_is_not_tried_again(train: Train, log: list[logging.LogRec
     assert not [r for r in log if "Reducing to batch" in r.getMessage()]
 
 
+def test_what_another_run_saved_in_the_folder_is_no_checkpoint_to_go_on_from(train: Train) -> None:
+    arguments: dict[str, Any] = {"epochs": 2, "val": False, "name": "with a blank", "exist_ok": True}
+
+    last = train(**arguments).last
+    for lost, checkpoint in ((0, ""), (1, str(last))):
+
+        def lose(trainer: Any, lost: int = lost) -> None:
+            if trainer.epoch == lost:
+                order_in_forward(trainer, faults.device_lost)
+
+        faults.clear()
+        with pytest.raises(DeviceLostError) as ended:
+            train(callbacks={"on_train_epoch_start": lose}, **arguments)
+        assert ended.value.checkpoint == checkpoint
+        assert ("Nothing was saved of this run yet" in str(ended.value)) is (not checkpoint)
+    assert f"`yolo train resume=True 'model={last}'`" in str(ended.value)
+
+
 def test_resources_that_run_out_on_a_device_that_does_not_respond_are_a_lost_device(train: Train) -> None:
     def lose() -> None:
         faults.out_of_memory(text=faults.OUT_OF_RESOURCES)
@@ -211,6 +231,22 @@ def test_a_run_takes_no_more_than_is_free_and_gives_the_limit_back(train: Train)
     finally:
         torch.xpu.set_per_process_memory_fraction(1.0, 0)
     assert seen[1] == 0.5
+
+
+@pytest.mark.xpu_profile("max-1550")
+@pytest.mark.parametrize(("rank", "limited"), [(None, 1), ("0", 1), ("1", 0)])
+def test_a_worker_limits_what_it_takes_of_its_own_device(
+    xpu: torch.device, rank: str | None, limited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    seen: list[int] = []
+    monkeypatch.setattr(torch.xpu, "set_per_process_memory_fraction", lambda share, i: seen.append(i), raising=False)
+    monkeypatch.setattr(torch.xpu, "get_per_process_memory_fraction", lambda i: 1.0, raising=False)
+    run = Run(devices.info(1), (1, 0), Precision("fp32", "a test asks for it"))
+    with out_of_memory.xpu_around_run(SimpleNamespace(xpu=run)):
+        assert seen == [limited]
+    assert seen == [limited] * 2
 
 
 @pytest.mark.parametrize("error", ["exhaustion_39", "exhaustion_40", "exhaustion_20"])

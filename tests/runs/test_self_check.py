@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from xpu_simulator import quirks
 from yolo_xpu_trainer import WrongResultsError, devices
 from yolo_xpu_trainer.errors import OptionValueError
 from yolo_xpu_trainer.numerics import results
@@ -146,6 +147,19 @@ def test_batches_are_copied_in_their_own_steps(train: Train, log: list[logging.L
     ours = losses(train, workers=1)
     assert ours == losses(train, workers=1, xpu_prefetch=0)
     assert len(said(log, "Each batch is copied in its own step, because copies in a side stream")) == 1
+
+
+def test_the_precision_is_chosen_by_what_is_found_anew(train: Train, nothing_known: None) -> None:
+    assert train(val=False).xpu.precision.name == "bf16"
+    with quirks.ordered("wrong_linear_bf16"):
+        assert train(val=False, xpu_self_check="full").xpu.precision.name == "fp32"
+
+
+@quirk("wrong_topk")
+def test_a_training_that_tuning_starts_is_refused_as_well(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLO_XPU_CHILD", "1")
+    with pytest.raises(WrongResultsError):
+        train()
 
 
 # A sound device

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from xpu_simulator import counters, quirks
-from yolo_xpu_trainer import Check, Given, compared, devices
+from yolo_xpu_trainer import Check, Given, Options, Precision, Run, compared, devices, numerics
 from yolo_xpu_trainer.numerics import examine, finding, results
-from yolo_xpu_trainer.plugins import manager
+from yolo_xpu_trainer.plugins import declared_options, manager
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
 
@@ -162,6 +162,21 @@ def test_random_numbers_and_settings_of_the_process_stay_as_they_are(
     assert torch.equal(torch.rand(3, device=xpu), expected[1])
 
 
+@pytest.mark.parametrize("changed", ["float64", "bfloat16", "device"])
+def test_a_default_dtype_or_device_of_the_process_changes_no_finding(xpu: torch.device, changed: str) -> None:
+    try:
+        if changed == "device":
+            torch.set_default_device(xpu)
+        else:
+            torch.set_default_dtype(getattr(torch, changed))
+        before = torch.get_default_dtype(), torch.get_default_device()
+        assert [str(one) for one in examine(declared(), devices.info(0), anew=True) if not one.right] == []
+        assert (torch.get_default_dtype(), torch.get_default_device()) == before
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     "text", ["UR_RESULT_ERROR_DEVICE_LOST", "UR backend failed: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"]
 )
@@ -175,6 +190,31 @@ def test_an_error_of_the_device_itself_says_nothing_of_an_operator(xpu: torch.de
 
 
 # What is kept
+
+
+def test_an_error_of_the_driver_is_not_kept_for_other_processes(xpu: torch.device) -> None:
+    def fail(device: torch.device) -> float:
+        raise RuntimeError("Native API failed. Native API returns: 2147483646 (UR_RESULT_ERROR_UNKNOWN)")
+
+    for _ in range(2):
+        assert not finding(Check("an operator", torch.float32, fail, 0), devices.info(0)).right
+    forget_in_this_process()
+    assert finding(counting([]), devices.info(0)).right
+
+
+@pytest.mark.xpu_profile("max-1550")
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_workers_of_different_devices_avoid_the_same(
+    xpu: torch.device, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = devices.info(0), replace(devices.info(1), name="Intel(R) Arc(TM) B580 Graphics")
+    monkeypatch.setattr(numerics, "info", lambda index: (one, other)[index])
+    for index, device in enumerate((one, other)):  # as the parent does
+        finding(counting([], 0.5 if index == wrong else 0.0), device)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for device in (one, other):
+        run = Run(device, (0, 1), Precision("fp32", "a test asks for it"), Options.resolve(declared_options(), {}, {}))
+        assert numerics.avoids(run, counting([]))
 
 
 def counting(made: list[str], difference: float = 0.0) -> Check:

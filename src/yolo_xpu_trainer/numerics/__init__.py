@@ -80,9 +80,13 @@ def avoids(run: Run, *checks: Check, needed: bool = False) -> bool:
     if run.options[SELF_CHECK] is False and not needed:
         return False
     for check in checks:
-        for device in [run.device] if run.is_worker else map(info, run.indices):
-            found = finding(check, device)
-            if not found.right:
+        for device in map(info, run.indices):
+            if run.is_worker and device.index != run.device.index:  # of which its parent found out; all do the same
+                known = results.known(device).get(check.key)
+                found = known.of(check) if known else None
+            else:
+                found = finding(check, device)
+            if found is not None and not found.right:
                 report = _LOGGER.info if found.error else _LOGGER.warning
                 report(f"XPU: {check.instead}, because {found} on {device}.")
                 return True

@@ -110,7 +110,10 @@ def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @contextmanager
 def as_usual() -> Iterator[None]:
-    """Compute as training does, whatever the process has set: with gradients, in IEEE float32, without autocast."""
+    """Compute as training does, whatever the process has set: with gradients, in IEEE float32, without autocast.
+
+    Tensors for which no device or dtype is named are float32 ones of the CPU.
+    """
     switches: Any = torch.backends.mkldnn
     tf32 = getattr(switches, "allow_tf32", None)
     deterministic, warns = (
@@ -120,6 +123,10 @@ def as_usual() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.device("cpu"))
+        if (dtype := torch.get_default_dtype()) is not torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
         for kind in ("cpu", "xpu"):
             stack.enter_context(torch.autocast(kind, enabled=False))
         if deterministic:

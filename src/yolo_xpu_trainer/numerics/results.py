@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..device_errors import is_of_device
 from ..devices import DeviceInfo
 from ..files import replacing
 from .check import Finding
@@ -38,14 +39,18 @@ def known(device: DeviceInfo) -> dict[str, Finding]:
 
 
 def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
-    """Note what was found of a device; on disk, if that can be written."""
+    """Note what was found of a device; on disk, if that can be written, but for errors of a driver, which may pass."""
     key = _key(device)
     known(device).update(findings)
     stored = _stored()  # another process may have written meanwhile
     before = stored.get(key)
     stored[key] = {
         **(before if isinstance(before, dict) else {}),
-        **{name: [found.difference, found.error] for name, found in findings.items()},
+        **{
+            name: [found.difference, found.error]
+            for name, found in findings.items()
+            if not is_of_device(RuntimeError(found.error))
+        },
     }
     with contextlib.suppress(OSError), replacing(path()) as beside:
         beside.write_text(json.dumps(stored, indent=1), encoding="utf-8")

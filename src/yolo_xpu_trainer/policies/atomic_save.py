@@ -15,14 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NotSavedError
-from ..files import AtomicPath, remove_leftovers, replacing
+from ..files import AtomicPath, quoted, remove_leftovers, replacing
 from ..hookspecs import hookimpl
 from ..patches import Patch, patch
+from ..run import checkpoint_of
 
 __all__: list[str] = []
 
 _OF_PYTORCHS_WRITER = "inline_container"  # the file that names itself in an error of writing, which has no type
 _OF_CHECKPOINTS = ("last", "best", "wdir")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_DISKS = _FULL | {
+    getattr(errno, name)
+    for name in ("EACCES", "EIO", "EISDIR", "ENODEV", "ENOENT", "ENOTDIR", "ENXIO", "EPERM", "EROFS", "ESTALE")
+    if hasattr(errno, name)
+}
 
 
 @hookimpl
@@ -32,7 +39,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     @patch("torch:save", why="a process that is killed while it saves leaves a part of a file", everywhere=False)
     def save(original: Callable[..., Any], obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
         """Save an object; to a file of the run by way of one beside it."""
-        if not isinstance(f, (str, os.PathLike)) or not _is_within(trainer.save_dir, f):
+        if not isinstance(f, (str, os.PathLike)) or not _is_of_run(trainer, f):
             return original(obj, f, *args, **kwargs)
         with _explained(trainer, Path(f)), replacing(f) as beside:
             try:
@@ -72,10 +79,12 @@ def _drop_later_rows(trainer: Any) -> None:
     csv, first = trainer.csv, trainer.start_epoch
     if not first or not csv.is_file() or os.environ.get("RANK", "-1") not in ("-1", "0"):
         return
-    head, *rows = csv.read_text(encoding="utf-8").splitlines(keepends=True)
+    head, *rows = csv.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True) or [""]
+    if head.partition(",")[0].strip() != "epoch":  # a table of a user's own, or one that a full disk left empty
+        return
     kept = [row for row in rows if _epoch(row) <= first]
     if len(kept) < len(rows):
-        AtomicPath(csv).write_text("".join((head, *kept)), encoding="utf-8")
+        AtomicPath(csv).write_text("".join((head, *kept)), encoding="utf-8", errors="surrogateescape")
 
 
 def _epoch(row: str) -> float:
@@ -111,8 +120,10 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
                 setattr(trainer, name, before[name])
 
 
-def _is_within(folder: Path, file: str | os.PathLike[str]) -> bool:
-    return Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
+def _is_of_run(trainer: Any, file: str | os.PathLike[str]) -> bool:
+    """Whether a file is in a run's folder, of which `weights` may be a link to another disk."""
+    folders = [Path(os.path.realpath(folder)) for folder in (trainer.save_dir, trainer.wdir)]
+    return any(folder in Path(os.path.realpath(file)).parents for folder in folders)
 
 
 @contextmanager
@@ -127,14 +138,20 @@ def _explained(trainer: Any, path: Path) -> Iterator[None]:
     except NotSavedError:
         raise
     except OSError as error:
-        last = Path(trainer.wdir) / "last.pt"
+        if error.errno not in _OF_DISKS or (
+            isinstance(error.filename, str) and not _is_of_run(trainer, error.filename)
+        ):
+            raise  # of what users' code does beside, such as sending the checkpoint somewhere
+        last = checkpoint_of(trainer)
         seen = error.strerror or str(error)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in _FULL
         remedy = "Free some space" if full else f"See that {path.parent if path.suffix else path} can be written to"
-        remains = f"{last} is whole" if last.exists() else "Nothing was saved of this run yet"
-        resume = f", then go on with `yolo train resume=True model={last}`" if last.exists() else ""
+        remains = f"{last} is whole" if last else "Nothing was saved of this run yet"
+        resume = f", then go on with `yolo train resume=True {quoted(f'model={last}')}`" if last else ""
+        epoch = getattr(trainer, "epoch", None)  # there is none before the first
+        what = "The run" if epoch is None else f"Epoch {epoch + 1}"
         raise NotSavedError(
-            f"Epoch {trainer.epoch + 1} can't be saved to {path}: {seen}. {remains}. {remedy}{resume}.",
+            f"{what} can't be saved to {path}: {seen}. {remains}. {remedy}{resume}.",
             path=str(path),
             errno=error.errno,
         ) from error

@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..device_errors import DeviceLostError, NotEnoughMemoryError, is_lost, is_out_of_memory, responds
-from ..devices import DeviceInfo
+from ..devices import DeviceInfo, info
+from ..files import quoted
 from ..hookspecs import hookimpl
 from ..patches import Patch, patch
-from ..run import Run, StashKey
+from ..run import Run, StashKey, checkpoint_of
 
 __all__: list[str] = []
 
@@ -158,7 +159,7 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
         NotEnoughMemoryError: There isn't enough memory, whatever the batch.
     """
     run: Run = trainer.xpu
-    with _limited(run.device):
+    with _limited(_of_this_process(run)):
         try:
             yield
         except (DeviceLostError, NotEnoughMemoryError):
@@ -169,6 +170,12 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
             if is_out_of_memory(error):
                 raise _not_enough(trainer, error) from error
             raise
+
+
+def _of_this_process(run: Run) -> DeviceInfo:
+    """Return the XPU that this process will train on: a worker learns of its own only when it sets up its group."""
+    rank = int(os.environ["LOCAL_RANK"]) if run.is_worker else 0
+    return info(run.indices[rank]) if rank < len(run.indices) else run.device
 
 
 @contextmanager
@@ -189,15 +196,14 @@ def _limited(device: DeviceInfo) -> Iterator[None]:
 
 
 def _checkpoint(trainer: Any) -> str:
-    last = Path(getattr(trainer, "last", ""))
-    return str(last) if last.is_file() else ""
+    return str(checkpoint_of(trainer) or "")
 
 
 def _how_to_go_on(trainer: Any, more: str = "") -> str:
     checkpoint = _checkpoint(trainer)
     if not checkpoint:
         return "Nothing was saved of this run yet: start it again."
-    return f"{checkpoint} is whole: go on with `yolo train resume=True model={checkpoint}{more}`."
+    return f"{checkpoint} is whole: go on with `yolo train resume=True {quoted(f'model={checkpoint}')}{more}`."
 
 
 def _where(trainer: Any) -> str:
@@ -230,4 +236,4 @@ def _not_enough(trainer: Any, error: RuntimeError) -> NotEnoughMemoryError:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

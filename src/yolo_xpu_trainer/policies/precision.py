@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,11 @@ from torch.utils._pytree import tree_map
 
 from ..devices import DeviceInfo, info
 from ..hookspecs import hookimpl
-from ..numerics import SELF_CHECK, Check, Finding, compared, finding
+from ..numerics import SELF_CHECK, Check, Finding, compared, examine
 from ..numerics.cases import attention, batch_norm, convolution, of_features, products
 from ..patches import Patch, applied, is_upstream, patch
 from ..run import Precision, Run
+from ..upstream.child_processes import CHILD_VARIABLE
 from ..versions import halves_the_averaged_model
 
 __all__: list[str] = []
@@ -51,9 +53,11 @@ def xpu_numerics() -> list[Check]:
 
 def _wrong(dtype: torch.dtype, device: DeviceInfo) -> Finding | None:
     """Return something that a device computes wrongly in a dtype, if there is and was to be looked for."""
-    if SELF_CHECK.current() is False:
+    asked = SELF_CHECK.current()
+    if asked is False:
         return None
-    return next((found for check in _CHECKS[dtype] if not (found := finding(check, device)).right), None)
+    anew = asked == "full" and CHILD_VARIABLE not in os.environ
+    return next((found for found in examine(_CHECKS[dtype], device, anew=anew) if not found.right), None)
 
 
 @hookimpl

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ..device_errors import DeviceLostError, is_lost
 from ..errors import XPUTrainerError
 from ..options import TRUE_WORDS
 from ..patches import patch
@@ -36,6 +37,11 @@ def entrypoint(original: Callable[..., Any], debug: str = "") -> Any:
         else:
             print(f"yolo: error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
+    except RuntimeError as error:  # outside of a run, which says more
+        if not is_lost(error):
+            raise
+        traceback.print_exc()
+        raise SystemExit(DeviceLostError.exit_status) from None
 
 
 @patch("ultralytics.cfg:check_dict_alignment", why="`yolo` refuses `trainer=` and every `xpu_*` option")

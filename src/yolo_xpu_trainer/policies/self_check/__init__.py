@@ -47,7 +47,7 @@ def xpu_configure(trainer: Any) -> None:
     """
     run: Run = trainer.xpu
     asked = run.options[SELF_CHECK]
-    if asked is False or CHILD_VARIABLE in os.environ:
+    if asked is False or (run.is_worker and CHILD_VARIABLE in os.environ):  # not a process that tuning started
         return
     wanted = [c for checks in run.hooks.xpu_numerics() for c in checks if _is_met(c, run) and c.needed(trainer)]
     for device in map(info, run.indices):
