@@ -103,6 +103,8 @@ class DuplicateDeviceError(DeviceError):
 class NoSuchXPUError(DeviceError, RuntimeError):
     """An XPU index that this process doesn't see; a RuntimeError, as PyTorch's own is."""
 
+    exit_status = 69  # EX_UNAVAILABLE of sysexits.h
+
 
 class NoXCCLError(DeviceError, RuntimeError):
     """Several XPUs were asked for, and this PyTorch has no collectives for them; a RuntimeError, as upstream's is."""

@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..hookspecs import hookimpl
+from ..numerics import Check, Given, avoids, compared
 from ..options import Option
-from ..run import Run
+from ..run import Run, StashKey
 from ..transfer import to_device
 
 __all__: list[str] = []
@@ -29,11 +30,42 @@ def xpu_options() -> list[Option[bool]]:
     return [PIN_MEMORY, NON_BLOCKING]
 
 
+def _pinned(given: Given) -> list[torch.Tensor]:
+    there = []
+    for n in (200, 50_000):
+        buffer = torch.empty(n, dtype=torch.int32, pin_memory=given.device.type != "cpu")
+        buffer.copy_(torch.arange(n, dtype=torch.int32))
+        there.append(buffer.to(given.device, non_blocking=True) + 1)
+    return there
+
+
+_COPIES = Check(
+    "copies from pinned memory",
+    torch.int32,
+    compared(_pinned, torch.int32, exact=True),
+    0,
+    "share",
+    instead="Batches are copied from pageable memory, which is slower",
+)
+_PINS = StashKey[bool]()
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return [_COPIES]
+
+
+@hookimpl
+def xpu_configure(trainer: Any) -> None:
+    run: Run = trainer.xpu
+    run.stash[_PINS] = run.options[PIN_MEMORY] and not avoids(run, _COPIES)
+
+
 @hookimpl
 def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
     """Pin what Ultralytics doesn't (before 8.4.111 it pins for CUDA only), or unpin where that was asked for."""
     run: Run = trainer.xpu
-    wanted = run.options[PIN_MEMORY]
+    wanted = run.stash[_PINS]
     if bool(getattr(loader, "pin_memory", wanted)) == wanted:
         return None
     loader.pin_memory = wanted
@@ -53,7 +85,7 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None
     run: Run = trainer.xpu
     options, device = run.options, trainer.device
     non_blocking = options[NON_BLOCKING] if options.is_given(NON_BLOCKING) else not run.device.integrated
-    small = to_device(batch, device, non_blocking=non_blocking) if options[PIN_MEMORY] else {}
+    small = to_device(batch, device, non_blocking=non_blocking) if run.stash[_PINS] else {}
     return {
         k: small[k] if k in small else v.to(device, non_blocking=non_blocking) if isinstance(v, torch.Tensor) else v
         for k, v in batch.items()

@@ -178,6 +178,9 @@ def _of_this_process(run: Run) -> DeviceInfo:
     return info(run.indices[rank]) if rank < len(run.indices) else run.device
 
 
+_LEAST_SHARE = 0.5  # what others hold as a run begins they may not hold all night
+
+
 @contextmanager
 def _limited(device: DeviceInfo) -> Iterator[None]:
     """Let the allocator take no more than the device has free by now, where PyTorch can (2.10) and that is known."""
@@ -188,6 +191,7 @@ def _limited(device: DeviceInfo) -> Iterator[None]:
         return
     before = torch.xpu.get_per_process_memory_fraction(device.index)
     usable = 1.0 if free is None else (free + device.reserved_memory()) / device.total_memory
+    usable = max(usable, _LEAST_SHARE)
     limit(min(before, usable, 1.0), device.index)
     try:
         yield
