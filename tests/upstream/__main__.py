@@ -137,6 +137,7 @@ def _environment(tree: Path, more: dict[str, str]) -> dict[str, str]:
         "YOLO_OFFLINE": "true",
         "YOLO_AUTOINSTALL": "false",
         "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",  # 8.3.0 numbers its tests by the order of a set
         "MPLBACKEND": "Agg",
         "CUDA_VISIBLE_DEVICES": "",
         **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead),
