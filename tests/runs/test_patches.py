@@ -78,13 +78,22 @@ def test_a_run_on_the_cpu_changes_nothing(train: Train) -> None:
     assert during == set()
 
 
-def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check_and_syncs(train: Train) -> None:
+def test_an_fp32_run_keeps_upstreams_own_code_but_for_the_amp_check_syncs_and_faults(train: Train) -> None:
     before = snapshot()
     during: set[tuple[str, str]] = set()
     train(callbacks={event: lambda _: during.update(changed(before, snapshot())) for event in EVENTS}, amp=False)
     names = {name for _, name in during}
     policies = {"check_amp", "torch", "make_anchors", "preprocess", "forward", "autobatch", "tloss"}
-    assert names <= {*policies, "subprocess", "preprocess_batch", "build_optimizer", "enumerate", "_clear_memory"}
+    faults = {"autocast", "backward", "optimizer_step", "__call__", "save", "save_metrics"}
+    assert names <= {
+        *policies,
+        *faults,
+        "subprocess",
+        "preprocess_batch",
+        "build_optimizer",
+        "enumerate",
+        "_clear_memory",
+    }
 
 
 def fail(trainer: Any) -> None:
