@@ -166,6 +166,7 @@ def test_what_ends_it_ends_the_child_as_well(data: TrainingData, tmp_path: Path,
         env={**os.environ, "XPU_SIMULATOR": "arc-b580"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # which nohup would have it ignore
     )
     results = tmp_path / "run" / "results.csv"
     deadline = time.monotonic() + 120

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
 import subprocess
@@ -129,22 +128,24 @@ def test_a_reader_that_holds_the_file_is_waited_for(
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
-def _write_for_ever(path: str) -> None:
-    for i in range(1_000_000):
-        AtomicPath(path).write_bytes(bytes([i % 256]) * 3_000_000)
+_WRITING = """
+import sys
+from yolo_xpu_trainer.files import AtomicPath
+for i in range(1_000_000):
+    AtomicPath(sys.argv[1]).write_bytes(bytes([i % 256]) * 3_000_000)
+"""
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) -> None:
     target = tmp_path / "a.pt"
-    context = multiprocessing.get_context("spawn")
     for i in range(6):
-        process = context.Process(target=_write_for_ever, args=(str(target),))
-        process.start()
+        process = subprocess.Popen([sys.executable, "-c", _WRITING, str(target)])
         while not target.exists():
+            assert process.poll() is None
             time.sleep(0.01)
         time.sleep(0.05 * i)
         process.kill()
-        process.join()
+        process.wait()
         content = target.read_bytes()
         assert len(content) == 3_000_000
         assert len(set(content)) == 1

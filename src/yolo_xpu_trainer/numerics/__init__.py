@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..devices import DeviceInfo, info
+from ..devices import DeviceInfo, empty_cache, info
 from ..options import Option
 from . import results
 from .check import Check, Finding
@@ -62,6 +62,7 @@ def examine(
     finally:
         if made:
             results.keep(device, made)
+            empty_cache(device.index)  # a run on little memory counts on what the checks took
 
 
 def finding(check: Check, device: DeviceInfo) -> Finding:

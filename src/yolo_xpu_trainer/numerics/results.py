@@ -59,7 +59,7 @@ def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
 def _key(device: DeviceInfo) -> str:
     """Return what a finding depends on: the device's properties, its driver, PyTorch and this package."""
     what = astuple(replace(device, index=0))
-    return " | ".join(map(str, (*what, torch.__version__, torch.version.xpu, _version())))
+    return " | ".join(map(str, (*what, torch.__version__, getattr(torch.version, "xpu", None), _version())))
 
 
 @functools.cache

@@ -61,11 +61,15 @@ def xpu_configure(trainer: Any) -> None:
     run.stash[_PINS] = run.options[PIN_MEMORY] and not avoids(run, _COPIES)
 
 
+def _pins(run: Run) -> bool:
+    return run.stash.get(_PINS, run.options[PIN_MEMORY])
+
+
 @hookimpl
 def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
     """Pin what Ultralytics doesn't (before 8.4.111 it pins for CUDA only), or unpin where that was asked for."""
     run: Run = trainer.xpu
-    wanted = run.stash[_PINS]
+    wanted = _pins(run)
     if bool(getattr(loader, "pin_memory", wanted)) == wanted:
         return None
     loader.pin_memory = wanted
@@ -85,7 +89,7 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None
     run: Run = trainer.xpu
     options, device = run.options, trainer.device
     non_blocking = options[NON_BLOCKING] if options.is_given(NON_BLOCKING) else not run.device.integrated
-    small = to_device(batch, device, non_blocking=non_blocking) if run.stash[_PINS] else {}
+    small = to_device(batch, device, non_blocking=non_blocking) if _pins(run) else {}
     return {
         k: small[k] if k in small else v.to(device, non_blocking=non_blocking) if isinstance(v, torch.Tensor) else v
         for k, v in batch.items()
