@@ -65,8 +65,8 @@ class Cell:
     def expected(self) -> int | None:
         """The exit status that it must have; None where the pair means nothing on that version."""
         status = PAIRS[self.fault, self.moment]
-        if self.version == "8.3.0" and self.fault == "NaN":
-            return None  # it doesn't recover from NaN by itself
+        if self.version != "8.4.190" and self.fault == "NaN":
+            return None  # 8.3.0 doesn't recover from NaN, 8.4.60 does where a fitness above 0 collapses, too
         if self.version == "8.3.0" and status == GOES_ON and self.moment in _HALVES_IN_TRAINING:
             return MEMORY  # nor does it halve a batch
         return status

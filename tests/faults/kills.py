@@ -62,8 +62,8 @@ def save_for_ever(trainer: Any) -> None:
     from ultralytics.utils.torch_utils import strip_optimizer
 
     with trainer.csv.open() as file:
-        columns = next(csv.reader(file))
-    metrics = dict.fromkeys(columns[2:], 0.5)
+        columns = [name.strip() for name in next(csv.reader(file))]
+    metrics = dict.fromkeys([name for name in columns if name not in ("epoch", "time", "")], 0.5)
     turn = 0
     while True:
         turn += 1
