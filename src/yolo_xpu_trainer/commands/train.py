@@ -1,7 +1,7 @@
 """`yolo-xpu train`: `yolo train` in a child process, which is started again where a device or a driver ends it.
 
-What a process can't survive, the next one can: a lost device, a driver that hangs or crashes, a kernel that the system
-kills because memory ran out. The run goes on from its last checkpoint.
+What a process can't survive, the next one can: a lost device, a driver that hangs or crashes, being killed by the
+system because memory ran out. The run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from ..errors import NoXPUError
 from ..files import HEARTBEAT_VARIABLE
 from .arguments import DEFAULT, integer
 
@@ -32,8 +33,8 @@ __all__ = ["add_arguments", "announce", "run"]
 LOST, OUT_OF_MEMORY = 75, 71
 """Exit statuses of `yolo` after a lost device and where memory ran out: `exit_status` in `device_errors.py`."""
 
-NO_DEVICE = 69
-"""Exit status of `yolo` where there is no XPU: EX_UNAVAILABLE. One that was lost may take a while to come back."""
+NO_DEVICE = NoXPUError.exit_status
+"""Exit status of `yolo` where there is no XPU. One that was lost may take a while to come back."""
 
 _LOOK = 0.2  # seconds between two looks at the child
 # A step may take so many times as long as the longest before, and what is between steps (COCO's evaluation, plots, what

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ...numerics import Check, Given, compared
 from ...numerics.cases import Computation, batch_norm, convolution
 
-__all__ = ["CHECKS", "ONE_PIXEL", "checks_of"]
+__all__ = ["CHECKS", "checks_of"]
 
 _NCHW = "Training in NCHW"
 _LIMITS = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -34,9 +34,9 @@ def _batch_norm_and_pool(given: Given) -> list[torch.Tensor]:
     return [*batch_norm(inner), *inner.with_gradients(functional.max_pool2d(features, 5, 1, 2), features)]
 
 
-def _of(kind: str, kernel: int, **settings: Any) -> dict[torch.dtype, Check]:
+def _of(kind: str, kernel: int, instead: str = _NCHW, **settings: Any) -> dict[torch.dtype, Check]:
     compute = convolution(kernel, layout=torch.channels_last, **settings)
-    return {dtype: _in_channels_last(f"convolution {kind}", compute, dtype) for dtype in _LIMITS}
+    return {dtype: _in_channels_last(f"convolution {kind}", compute, dtype, instead) for dtype in _LIMITS}
 
 
 _POINTWISE = _of("1×1", 1)
@@ -47,15 +47,8 @@ _ONE_CHANNEL = _of("3×3 of one channel", 3, padding=1, shape=(2, 1, 8, 8))
 _TRANSPOSED = _of("2×2, transposed", 2, transposed=True, stride=2)
 _OTHERS = {torch.float32: _in_channels_last("batch norm, max-pool", _batch_norm_and_pool, torch.float32)}
 
-_ONE_PIXEL_KIND = "convolution 3×3 of one pixel"
-_ONE_PIXEL_CASE = convolution(3, padding=1, shape=(8, 16, 1, 1), layout=torch.channels_last)
-ONE_PIXEL = {
-    dtype: _in_channels_last(
-        _ONE_PIXEL_KIND, _ONE_PIXEL_CASE, dtype, "Training in NCHW where feature maps have one pixel"
-    )
-    for dtype in _LIMITS
-}
-"""Never relied on: runs whose maps have one pixel are in NCHW, whatever is found here (torch-xpu-ops#4756)."""
+# Never relied on: runs whose maps have one pixel are in NCHW, whatever is found here (torch-xpu-ops#4756).
+_ONE_PIXEL = _of("3×3 of one pixel", 3, f"{_NCHW} where feature maps have one pixel", padding=1, shape=(8, 16, 1, 1))
 
 
 def _times_as_long(device: torch.device) -> float:
@@ -101,7 +94,7 @@ SPEED = Check("layers in channels_last, beside NCHW", torch.float32, _times_as_l
 
 CHECKS = [
     check
-    for kinds in (_POINTWISE, _PLAIN, _DEPTHWISE, _GROUPED, _ONE_CHANNEL, _TRANSPOSED, _OTHERS, ONE_PIXEL)
+    for kinds in (_POINTWISE, _PLAIN, _DEPTHWISE, _GROUPED, _ONE_CHANNEL, _TRANSPOSED, _OTHERS, _ONE_PIXEL)
     for check in kinds.values()
 ] + [SPEED]
 
