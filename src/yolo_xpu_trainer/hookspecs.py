@@ -163,5 +163,16 @@ def xpu_around_save(trainer: Any) -> AbstractContextManager[Any]:  # type: ignor
 
 
 @hookspec
+def xpu_checkpoint(trainer: Any) -> dict[str, Any]:  # type: ignore[empty-body]
+    """Return what a checkpoint is to remember, by name: a run that is resumed finds it in `trainer.xpu.resumed`.
+
+    Asked as the checkpoint is written, when the averaged model and the optimizer's state are on the host already.
+
+    Args:
+        trainer: The trainer.
+    """
+
+
+@hookspec
 def xpu_around_validation(trainer: Any) -> AbstractContextManager[Any]:  # type: ignore[empty-body]
     """Return a context for a validation, after an epoch or of the finished run's best weights."""

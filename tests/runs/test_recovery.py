@@ -54,6 +54,7 @@ HOOKS = (
     "xpu_arrange_batch",
     "xpu_around_run",
     "xpu_around_save",
+    "xpu_checkpoint",
     "xpu_around_validation",
 )
 

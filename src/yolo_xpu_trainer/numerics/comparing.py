@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..host_kernels import computed_on_the_host, missing
+
 __all__ = ["Given", "as_usual", "compared"]
 
 _REPEATS = 3  # some faults vary: torch-xpu-ops#4312, #4396
@@ -124,6 +126,7 @@ def as_usual() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.device("cpu"))
+        stack.enter_context(computed_on_the_host(missing()))
         if (dtype := torch.get_default_dtype()) is not torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)

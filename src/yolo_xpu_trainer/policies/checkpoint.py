@@ -15,7 +15,7 @@ from ..run import CHECKPOINT_KEY, Run
 __all__: list[str] = []
 
 
-def _remembering(settings: dict[str, Any]) -> Patch:
+def _remembering(trainer: Any) -> Patch:
     @stand_in(
         "ultralytics.engine.trainer:torch",
         why="what the run decided would be lost on resume",
@@ -23,11 +23,14 @@ def _remembering(settings: dict[str, Any]) -> Patch:
         everywhere=False,
     )
     def torch_that_remembers(run: Run, original: Any) -> Any:
-        """Return a stand-in for the module `torch` whose `save` adds the settings to a checkpoint."""
+        """Return a stand-in for the module `torch` whose `save` adds to a checkpoint what is to be remembered."""
 
         def save(obj: Any, *args: Any, **kwargs: Any) -> Any:
             if isinstance(obj, dict) and "train_args" in obj:
-                obj = {**obj, CHECKPOINT_KEY: settings}
+                own: Run = trainer.xpu
+                obj = {**obj, CHECKPOINT_KEY: own.settings()}
+                for state in own.hooks.xpu_checkpoint(trainer=trainer):
+                    obj[CHECKPOINT_KEY].update(state)
                 if isinstance(averaged := obj.get("ema"), torch.nn.Module):  # before 8.4.140 as the run had it
                     averaged.to(memory_format=torch.contiguous_format)
             return original.save(obj, *args, **kwargs)
@@ -46,12 +49,9 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
     'device=xpu:0'" (8.3.0).
     """
     run: Run = trainer.xpu
-    settings = run.settings()
-    if run.precision.needs_scaler:  # which Ultralytics saves since 8.3.220 or so
-        settings["scaler"] = trainer.scaler.state_dict()
     device, trainer.args.device = trainer.args.device, None
     try:
-        with applied([_remembering(settings)], run):
+        with applied([_remembering(trainer)], run):
             yield
     finally:
         trainer.args.device = device

@@ -59,6 +59,12 @@ def xpu_after_setup(trainer: Any) -> None:
         trainer.add_callback("on_train_epoch_end", _give_fp16_up)
 
 
+@hookimpl
+def xpu_checkpoint(trainer: Any) -> dict[str, Any]:
+    """Return the scaler's state, which Ultralytics itself saves since 8.3.220 or so."""
+    return {"scaler": trainer.scaler.state_dict()} if trainer.xpu.precision.needs_scaler else {}
+
+
 _LEAST_SCALE = 1.0  # where it begins at 65536 and is halved by each overflow: gradients themselves don't fit any more
 
 

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <set>
 #include <sstream>
@@ -617,7 +618,34 @@ void run_on_host(
   call.move_results_to_device();
 }
 
+namespace {
+
+// The operators that this build of PyTorch is to have no XPU kernels of: `XPU_SIMULATOR_MISSING=aten::silu.out,…`.
+const std::set<std::string>& missing() {
+  static const std::set<std::string> names = [] {
+    std::set<std::string> found;
+    const char* value = std::getenv("XPU_SIMULATOR_MISSING");
+    std::istringstream list(value == nullptr ? "" : value);
+    for (std::string name; std::getline(list, name, ',');) {
+      found.insert(name);
+    }
+    return found;
+  }();
+  return names;
+}
+
+}  // namespace
+
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  if (!missing().empty()) {
+    // The text is torch-xpu-ops', src/ATen/native/xpu/XPUFallback.cpp.
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        missing().count(c10::toString(op.operator_name())) == 0,
+        "The operator '", op.operator_name(), "' is not currently implemented for the XPU device. Please open a feature "
+        "on https://github.com/intel/torch-xpu-ops/issues. You can set the environment variable "
+        "`PYTORCH_ENABLE_XPU_FALLBACK=1` to use the CPU implementation as a fallback for XPU unimplemented operators. "
+        "WARNING: this will bring unexpected performance compared with running natively on XPU.");
+  }
   Aliases aliases;
   run_on_host(op, op, stack, aliases);
 }
@@ -636,7 +664,7 @@ int register_fallbacks() {
       continue;
     }
     const auto op = dispatcher.findOp(name);
-    if (!op || !op->hasSchema() || op->hasKernelForDispatchKey(c10::DispatchKey::XPU)) {
+    if (!op || !op->hasSchema() || missing().count(c10::toString(name)) > 0 || op->hasKernelForDispatchKey(c10::DispatchKey::XPU)) {
       continue;
     }
     if (op->hasKernelForDispatchKey(c10::DispatchKey::CPU) || starts_with(name.name, "aten::_foreach_")) {

@@ -1,0 +1,133 @@
+"""`xpu_exact_resume`: a run that was interrupted and resumed equals one that wasn't, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+
+from yolo_xpu_trainer.run import CHECKPOINT_KEY
+from yolo_xpu_trainer.trainers import XPUDetectionTrainer
+
+from ..conftest import Train, TrainingData
+from ..datasets import WRITERS
+
+ARGUMENTS: dict[str, Any] = {
+    "epochs": 4, "imgsz": 64, "batch": 4, "nbs": 12, "warmup_epochs": 1, "close_mosaic": 1, "device": "xpu:0",
+    "optimizer": "AdamW", "amp": "fp32", "xpu_exact_resume": True,
+}  # fmt: skip
+
+
+class InterruptionError(Exception):
+    """Ends a run at some batch, as a lost device would."""
+
+
+def at(epoch: int, batch: int) -> Any:
+    """Return a callback that ends a run once, at the start of a batch."""
+    seen: list[tuple[int, int]] = []
+
+    def look(trainer: Any) -> None:
+        seen.append((trainer.epoch, 0))
+        if sum(e == epoch for e, _ in seen) == batch + 1:
+            seen.append((epoch, 0))
+            raise InterruptionError
+
+    return look
+
+
+def interrupted(train: Train, tmp_path: Path, moments: list[tuple[int, int]], **arguments: Any) -> Any:
+    """Train with interruptions, and go on after each; return the last trainer."""
+    with pytest.raises(InterruptionError):
+        train(callbacks={"on_train_batch_start": at(*moments[0])}, name="interrupted", **arguments)
+    for moment in [*moments[1:], None]:
+        model = YOLO(tmp_path / "interrupted" / "weights" / "last.pt")
+        if moment is None:
+            model.train(resume=True, trainer=XPUDetectionTrainer)
+            return model.trainer
+        model.add_callback("on_train_batch_start", at(*moment))
+        with pytest.raises(InterruptionError):
+            model.train(resume=True, trainer=XPUDetectionTrainer)
+    raise AssertionError
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Return where two trainers' weights, averages, states and tables differ in a bit."""
+    pairs = {
+        "model": (one.model.state_dict(), other.model.state_dict()),
+        "ema": (one.ema.ema.state_dict(), other.ema.ema.state_dict()),
+    }
+    for i, state in one.optimizer.state_dict()["state"].items():
+        pairs[f"optimizer {i}"] = state, other.optimizer.state_dict()["state"][i]
+    found = [
+        f"{what}: {name}"
+        for what, (mine, theirs) in pairs.items()
+        for name, value in mine.items()
+        if isinstance(value, torch.Tensor) and not torch.equal(value.cpu(), theirs[name].cpu())
+    ]
+    rows = [[{k: v for k, v in r.items() if k.strip() != "time"} for r in table(t)] for t in (one, other)]
+    return found + [f"row {i}: {a} {b}" for i, (a, b) in enumerate(zip(*rows, strict=True)) if a != b]
+
+
+def table(trainer: Any) -> list[dict[str, str]]:
+    """Return the rows of a run's results.csv."""
+    with Path(trainer.csv).open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write images for seven batches of four, so that three of them are left over from a step of three."""
+    return str(WRITERS["detect"](tmp_path_factory.mktemp("images"), images=28))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"workers": 2, "optimizer": "SGD", "multi_scale": 0.5},
+        {"amp": "bf16", "model": "yolo26n.yaml", "optimizer": "auto"},
+        {"amp": "fp16", "nbs": 4, "mixup": 0.5},
+    ],
+    ids=str,
+)
+def test_a_run_that_was_interrupted_equals_one_that_was_not(
+    train: Train, images: str, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    arguments = {**ARGUMENTS, "data": images, **given}
+    undisturbed = train(name="undisturbed", **arguments)
+    resumed = interrupted(train, tmp_path, [(1, 0), (2, 5), (3, 1)], **arguments)
+    assert differences(undisturbed, resumed) == []
+
+
+def test_without_it_a_resumed_run_differs_as_ultralytics_own_does(train: Train, images: str, tmp_path: Path) -> None:
+    arguments = {**ARGUMENTS, "data": images, "xpu_exact_resume": False}
+    undisturbed = train(name="undisturbed", **arguments)
+    assert differences(undisturbed, interrupted(train, tmp_path, [(2, 5)], **arguments))
+
+
+def test_a_finished_runs_checkpoints_have_nothing_of_it(train: Train) -> None:
+    sizes: list[int] = []
+    kept = train(
+        callbacks={"on_model_save": lambda trainer: sizes.append(trainer.last.stat().st_size)},
+        **{**ARGUMENTS, "epochs": 1},
+    )
+    for path in (kept.last, kept.best):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        assert set(checkpoint[CHECKPOINT_KEY]) == {"device", "precision", "options"}
+        assert path.stat().st_size < sizes[0] / 5
+
+
+def test_a_checkpoint_without_it_is_resumed_with_a_word(
+    train: Train, data: TrainingData, tmp_path: Path, log: list[Any]
+) -> None:
+    with pytest.raises(InterruptionError):
+        train(callbacks={"on_train_batch_start": at(1, 0)}, name="run", epochs=2, device="xpu:0")
+    model = YOLO(tmp_path / "run" / "weights" / "last.pt")
+    model.train(resume=True, trainer=XPUDetectionTrainer, xpu_exact_resume=True)
+    said = [record.getMessage() for record in log if "not exactly" in record.getMessage()]
+    assert len(said) == 1
+    assert "xpu_exact_resume=True" in said[0]
