@@ -266,8 +266,8 @@ def is_upstream(function: Any) -> bool:
 
 
 def _policy_of(function: Any) -> str:
-    package, _, name = function.__module__.rpartition(".")
-    return name if package.endswith(".policies") else ""
+    name = str(function.__module__).partition(f"{__name__.partition('.')[0]}.policies.")[2]
+    return name.partition(".")[0]
 
 
 def _holders(name: str, value: Any) -> list[Any]:

@@ -116,6 +116,80 @@ def test_memory_that_runs_out_in_an_optimizers_step_halves_the_batch(
     assert len([r for r in log if "Reducing to batch=2" in r.getMessage()]) == 1
 
 
+def order_in_step(trainer: Any, number: int, launch: int) -> None:
+    """Let memory run out at a launch within an optimizer's step, by its number, once."""
+    steps: list[int] = []
+
+    def order(*_: Any) -> None:
+        steps.append(1)
+        if len(steps) == number:
+            faults.out_of_memory(at_launch=launch)
+
+    trainer.optimizer.register_step_pre_hook(order)
+
+
+@pytest.mark.parametrize("launch", [1, 2, 4])
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(
+    ("optimizer", "is_fused"), [("AdamW", True), ("SGD", True), ("AdamW", False), ("SGD", False)], ids=str
+)
+def test_an_optimizers_step_is_whole_or_not_made(
+    train: Train, optimizer: str, is_fused: bool, step: int, launch: int
+) -> None:
+    arguments = {"batch": 4, "nbs": 4, "amp": False, "val": False, "optimizer": optimizer, "warmup_epochs": 0}
+
+    def stepped(at_launch: int | None) -> list[dict[str, torch.Tensor]]:
+        states: list[dict[str, torch.Tensor]] = []
+
+        def note(trainer: Any) -> None:
+            if len(states) < 3:
+                kept = {
+                    **trainer.model.state_dict(),
+                    **{f"ema {k}": v for k, v in trainer.ema.ema.state_dict().items()},
+                }
+                states.append({name: value.clone() for name, value in kept.items()})
+
+        def fail(trainer: Any) -> None:
+            note(trainer)
+            if at_launch:
+                order_in_step(trainer, step, at_launch)
+
+        train(
+            callbacks={"on_train_start": fail, "on_train_batch_end": note},
+            xpu_fused_optimizer=is_fused,
+            **arguments,
+        )
+        return states
+
+    *_, before, whole = stepped(None)[: step + 1]
+    try:
+        interrupted = stepped(launch)[step]
+    except NotEnoughMemoryError:
+        assert not is_fused  # such an optimizer works through its weights in many kernels
+        return
+    weights = [name for name, value in whole.items() if value.is_floating_point() and "running" not in name]
+    changed = [name for name in weights if not torch.equal(interrupted[name], before[name])]
+    if changed:  # the interrupted step was brought to its end
+        different = {n: float((interrupted[n] - whole[n]).abs().max()) for n in weights}
+        assert {name: difference for name, difference in different.items() if difference} == {}
+
+
+def test_an_allocator_that_thrashes_has_the_batch_halved_once(
+    train: Train, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retries = [0]
+
+    def count(trainer: Any) -> None:
+        retries[0] += 1
+
+    real = torch.xpu.memory_stats
+    monkeypatch.setattr(torch.xpu, "memory_stats", lambda *args: {**real(*args), "num_alloc_retries": retries[0]})
+    trainer = train(epochs=24, batch=4, val=False, amp=False, callbacks={"on_train_batch_end": count})
+    assert trainer.batch_size == 2
+    (said,) = [text for record in log if "Reducing to batch=2" in (text := record.getMessage())]
+    assert "out of memory" in said
+
+
 @pytest.mark.parametrize("final", [False, True], ids=["after an epoch", "final"])
 @pytest.mark.parametrize("text", [None, faults.OUT_OF_RESOURCES], ids=str)
 def test_validation_has_a_smaller_batch_of_its_own(

@@ -1,0 +1,69 @@
+"""Memory that only suffices because the allocator empties its cache again and again has the batch halved, once.
+
+Each time it waits for the device and gives all cached memory back to the driver. Model: Composer's automatic
+microbatching, which reacts to `num_alloc_retries` likewise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...run import StashKey
+from .step import PENDING
+
+__all__ = ["Thrash", "watch"]
+
+_BATCHES = 10  # between two looks
+_LOOKS = 2  # in a row, so that a rare large batch doesn't halve all
+
+
+class Thrash:
+    """How often a run's allocator emptied its cache to make room.
+
+    Attributes:
+        acted: Whether the batch was halved, which is tried once.
+    """
+
+    def __init__(self) -> None:
+        self.acted = False
+        self._batches = 0
+        self._retries = 0
+        self._in_a_row = 0
+
+    def count(self, retries: int) -> bool:
+        """Note a batch, and say whether the allocator has thrashed in the last ones.
+
+        Args:
+            retries: How often the allocator emptied its cache since the process began.
+        """
+        more = retries - self._retries
+        self._retries = retries
+        self._in_a_row = self._in_a_row + 1 if more >= _BATCHES else 0
+        return self._in_a_row >= _LOOKS
+
+    def is_time_to_look(self) -> bool:
+        """Note a batch, and say whether to look."""
+        self._batches += 1
+        return not self.acted and self._batches % _BATCHES == 0
+
+
+_THRASH = StashKey[Thrash]()
+
+
+def watch(trainer: Any) -> None:
+    """Look at the allocator every so many batches."""
+    run = trainer.xpu
+    thrash = run.stash.get(_THRASH, None)
+    if thrash is None:
+        thrash = run.stash[_THRASH] = Thrash()
+    if not thrash.is_time_to_look() or len(run.indices) > 1:
+        return
+    retries = int(torch.xpu.memory_stats(run.device.index).get("num_alloc_retries", 0))
+    if thrash.count(retries) and trainer.batch_size > 1:
+        thrash.acted = True
+        run.stash[PENDING] = (
+            f"XPU out of memory but for emptying the allocator's cache, {retries} times by now and in each of the "
+            "last steps, which costs more than a smaller batch"
+        )
