@@ -15,7 +15,7 @@ import wrapt
 
 from . import plugins
 from .patches import Patch, TargetMovedError
-from .policies import channels_last, compile, metrics, nms
+from .policies import channels_last, compile, metrics, nms, sweep
 from .recovery import Recovery
 from .upstream import command_line, legacy, memory, model, select_device
 
@@ -24,7 +24,7 @@ __all__ = ["ProcessPatches", "process_patches"]
 _LOGGER = logging.getLogger("ultralytics")
 
 # A fixed tuple: no stranger's plugin is loaded when Ultralytics is imported.
-_SOURCES = (select_device, model, command_line, nms, metrics, channels_last, compile, memory, legacy)
+_SOURCES = (select_device, model, command_line, nms, metrics, channels_last, compile, sweep, memory, legacy)
 
 # Modules that every way of importing Ultralytics ends with: by then, what was half imported when PyTorch called us is
 # whole. `import ultralytics` imports PyTorch from within `ultralytics.utils`, and before 8.3.200 or so from within

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from ultralytics import YOLO
 
+from xpu_simulator import faults
+from yolo_xpu_trainer import DeviceLostError, NotSavedError
 from yolo_xpu_trainer.run import CHECKPOINT_KEY
 from yolo_xpu_trainer.trainers import XPUDetectionTrainer
 
@@ -17,7 +21,7 @@ from ..conftest import Train, TrainingData
 from ..datasets import WRITERS
 
 ARGUMENTS: dict[str, Any] = {
-    "epochs": 4, "imgsz": 64, "batch": 4, "nbs": 12, "warmup_epochs": 1, "close_mosaic": 1, "device": "xpu:0",
+    "epochs": 4, "imgsz": 32, "batch": 4, "nbs": 12, "warmup_epochs": 1, "close_mosaic": 1, "device": "xpu:0",
     "optimizer": "AdamW", "amp": "fp32", "xpu_exact_resume": True,
 }  # fmt: skip
 
@@ -131,3 +135,68 @@ def test_a_checkpoint_without_it_is_resumed_with_a_word(
     said = [record.getMessage() for record in log if "not exactly" in record.getMessage()]
     assert len(said) == 1
     assert "xpu_exact_resume=True" in said[0]
+
+
+def test_a_run_that_three_faults_end_equals_plain_ultralytics_stopped_and_resumed_there(
+    train: Train, images: str, tmp_path: Path
+) -> None:
+    arguments = {"data": images, "epochs": 5, "imgsz": 32, "batch": 4, "nbs": 4, "amp": False, "close_mosaic": 1}
+    exact = {"xpu_channels_last": False, "xpu_fused_optimizer": False}
+
+    def plain(stop: Callable[[Any], None], checkpoint: Path | None) -> Any:
+        given = {"model": YOLO(checkpoint), "resume": True} if checkpoint else {"model": "yolo11n.yaml"}
+        return train(plain=True, name="plain", callbacks={"on_train_start": stop}, **arguments, device="cpu", **given)
+
+    def ours(fail: Callable[[Any], None], checkpoint: Path | None) -> Any:
+        given = {"model": YOLO(checkpoint), "resume": True} if checkpoint else {"model": "yolo11n.yaml"}
+        device = "xpu:0"
+        return train(name="ours", callbacks={"on_train_start": fail}, **arguments, device=device, **exact, **given)
+
+    def in_batch(epoch: int, act: Callable[[], None]) -> Callable[[Any], None]:
+        def install(trainer: Any) -> None:
+            batches: list[int] = []
+
+            def look(trainer: Any) -> None:
+                batches.append(trainer.epoch)
+                if batches.count(epoch) == 3:
+                    act()
+
+            trainer.add_callback("on_train_batch_start", look)
+
+        return install
+
+    def in_save(epoch: int, act: Callable[[], None]) -> Callable[[Any], None]:
+        def install(trainer: Any) -> None:
+            save = trainer.save_model
+
+            def saving() -> Any:
+                if trainer.epoch == epoch:
+                    act()
+                return save()
+
+            trainer.save_model = saving
+
+        return install
+
+    def stop() -> None:
+        raise InterruptionError
+
+    def fill_the_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    last = {name: tmp_path / name / "weights" / "last.pt" for name in ("plain", "ours")}
+    for where, epoch, fault, error in (
+        (in_batch, 1, faults.device_lost, DeviceLostError),
+        (in_save, 2, fill_the_disk, NotSavedError),
+        (in_batch, 3, stop, InterruptionError),
+    ):
+        with pytest.raises(InterruptionError):
+            plain(where(epoch, stop), last["plain"] if last["plain"].exists() else None)
+        with pytest.raises(error):
+            ours(where(epoch, fault), last["ours"] if last["ours"].exists() else None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        faults.clear()
+    expected, seen = plain(lambda trainer: None, last["plain"]), ours(lambda trainer: None, last["ours"])
+    assert [int(row["epoch"]) for row in table(seen)] == [1, 2, 3, 4, 5]
+    theirs, own = expected.model.state_dict(), seen.model.state_dict()
+    assert [name for name, value in own.items() if not torch.equal(value.cpu(), theirs[name])] == []

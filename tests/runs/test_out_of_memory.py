@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import ultralytics.engine.trainer
 
 from xpu_simulator import faults
 from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError, Precision, Run, devices
 from yolo_xpu_trainer.policies import out_of_memory
 
 from ..conftest import Train, TrainingData
+from ..datasets import WRITERS
 
 TEXTS = [
     None,
@@ -341,3 +343,24 @@ def test_a_driver_that_gives_more_than_there_is_does_not_fail(data: TrainingData
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Reducing to batch" in done.stdout + done.stderr
+
+
+def test_a_lost_device_ends_a_sweep_over_several_data_sets(
+    train: Train, tmp_path: Path, log: list[logging.LogRecord]
+) -> None:
+    if not hasattr(ultralytics.engine.trainer, "MultiTrainer"):
+        pytest.skip("this Ultralytics has no sweeps")
+    sets = [str(WRITERS["detect"](tmp_path / name, images=4)) for name in ("one", "two", "three")]
+    begun: list[str] = []
+
+    def lose(trainer: Any) -> None:
+        begun.append(str(trainer.args.data))
+        if len(begun) == 2:
+            faults.device_lost()
+
+    with pytest.raises(DeviceLostError):
+        train(data=sets, callbacks={"on_train_start": lose})
+    faults.clear()
+    assert begun == sets[:2]
+    (results,) = tmp_path.rglob("multitrain_results.json")
+    assert "one" in results.read_text()
