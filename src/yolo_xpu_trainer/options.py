@@ -59,6 +59,15 @@ class Option(Generic[T]):
         """The environment variable, such as `YOLO_XPU_PREFETCH`."""
         return _VARIABLE_PREFIX + self.name.upper()
 
+    def understands(self, saved: object) -> bool:
+        """Whether what a checkpoint has is a value, and another one than the default; other versions had others."""
+        if saved == self.default:
+            return False
+        try:
+            return bool(self.parse(saved) == saved)
+        except OptionValueError:
+            return False
+
     def current(self) -> T:
         """Return the value for the call of Ultralytics in progress, for code that has no run to ask.
 
@@ -164,7 +173,7 @@ class Options:
                 chosen[option.name] = given[option.name]
             elif option.variable in os.environ:
                 chosen[option.name] = option.from_environment()
-            elif saved.get(option.name, option.default) != option.default:  # a checkpoint has the defaults as well
+            elif option.understands(saved.get(option.name, option.default)):  # a checkpoint has the defaults as well
                 chosen[option.name] = saved[option.name]
             else:
                 defaults[option.name] = option.default

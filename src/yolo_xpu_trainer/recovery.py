@@ -31,6 +31,7 @@ STRICT = Option(
     modes="all",
 )
 _PACKAGE = __name__.partition(".")[0]
+_LOOKUPS = {"__getitem__", "__getattr__", "__getattribute__", "__missing__"}
 _POLICIES = f"{_PACKAGE}.policies."
 
 
@@ -190,6 +191,9 @@ def _switched(choose: Callable[[], Any], name: str) -> ModuleType:
 def _origin(error: BaseException) -> tuple[FrameType | None, str]:
     """Return the frame that an error comes from, but for PyTorch's, and the policy that it belongs to, or ""."""
     frames = [frame for frame in _frames(error) if _root(frame) != "torch"]
+    if isinstance(error, (LookupError, AttributeError)):  # what isn't there was the caller's question
+        while frames and frames[-1].f_code.co_name in _LOOKUPS:
+            frames.pop()
     if not frames or _root(frames[-1]) != _PACKAGE:
         return None, ""
     names = [str(frame.f_globals.get("__name__", "")) for frame in reversed(frames)]

@@ -171,7 +171,15 @@ def checkpoint_of(trainer: Any) -> Path | None:
     return last
 
 
-def saved_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint remembers of the XPU run that wrote it, or an empty dict."""
-    settings = checkpoint.get(CHECKPOINT_KEY)
-    return dict(settings) if isinstance(settings, Mapping) else {}
+_TYPES: dict[str, type] = {"device": str, "precision": str, "options": Mapping, "scaler": Mapping}
+
+
+def saved_settings(checkpoint: Any) -> dict[str, Any]:
+    """Return what a checkpoint remembers of the XPU run that wrote it, or an empty dict.
+
+    What isn't of its type, as in a file that somebody else's program has changed, is left out.
+    """
+    settings = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(settings, Mapping):
+        return {}
+    return {key: value for key, value in settings.items() if isinstance(value, _TYPES.get(key, object))}

@@ -50,9 +50,8 @@ def test_a_run_whose_gradients_never_fit_fp16_goes_on_in_another_precision(
         weight = trainer.model.model[5].conv.weight
         before.append(weight.detach().clone())
         trainer.scaler._init_scale = 4.0
-        weight.register_hook(
-            lambda g: g * torch.inf if names[-1:] in ([], ["fp16"]) else g
-        )  # no cycle with the trainer
+        # It names no trainer: that would be a cycle which is never collected.
+        weight.register_hook(lambda g: g * torch.inf if names[-1:] in ([], ["fp16"]) else g)
 
     def note(trainer: Any) -> None:
         names.append(trainer.xpu.precision.name)

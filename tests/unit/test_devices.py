@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import xpu_simulator
@@ -537,3 +539,16 @@ def test_properties_that_an_older_torch_does_not_know_count_as_lacking(
 def test_what_ultralytics_passes_through_is_passed_on() -> None:
     for kind in ("meta", "hpu"):
         assert devices.resolve(torch.device(kind), prefer_xpu=False) is None
+
+
+WORDS = st.sampled_from(["xpu", "cuda", "cpu", "mps", ":", ",", "0", "1", "7", "-1", " ", "[", "]", "None", "gpu", "٣"])
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.one_of(st.lists(WORDS, max_size=6).map("".join), st.text(max_size=8), st.integers(), st.floats()))
+def test_whatever_is_asked_is_a_device_of_here_or_upstreams_or_an_error_of_ours(xpu: torch.device, asked: Any) -> None:
+    try:
+        indices = devices.resolve(asked, prefer_xpu=True)
+    except DeviceError:
+        return
+    assert indices is None or set(indices) <= set(range(devices.count()))
