@@ -147,9 +147,10 @@ def own(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Result:
     )
 
 
-pytestmark = pytest.mark.skipif(
-    torch._C._has_xpu and not xpu_simulator.is_active(), reason="two simulated XPUs are needed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch._C._has_xpu and not xpu_simulator.is_active(), reason="two simulated XPUs are needed"),
+]
 
 
 def test_each_rank_trains_on_a_device_of_its_own(explicit: Result) -> None:

@@ -20,6 +20,8 @@ from yolo_xpu_trainer.trainers import XPUDetectionTrainer
 from ..conftest import Train, TrainingData
 from ..datasets import WRITERS
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS: dict[str, Any] = {
     "epochs": 4, "imgsz": 32, "batch": 4, "nbs": 12, "warmup_epochs": 1, "close_mosaic": 1, "device": "xpu:0",
     "optimizer": "AdamW", "amp": "fp32", "xpu_exact_resume": True,

@@ -31,6 +31,8 @@ from pathlib import Path
 import torch
 from ultralytics import YOLO
 
+pytestmark = pytest.mark.slow
+
 
 def look(trainer):
     first = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))

@@ -27,6 +27,8 @@ from yolo_xpu_trainer.run import Precision, Run
 from ..conftest import TrainingData
 from ..options import options
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Record:

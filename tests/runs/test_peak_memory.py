@@ -15,6 +15,8 @@ from .. import training
 from ..conftest import Train
 from ..datasets import WRITERS
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SIZES: dict[str, Any] = {"imgsz": 160, "batch": 16, "epochs": 2, "device": "xpu:0"}
 

@@ -41,6 +41,8 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 HANG = "time.sleep(1000)"
 FAIL = "raise ValueError('a bad data set')"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def supervise(data: TrainingData, tmp_path: Path) -> Supervise:
