@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -153,7 +154,15 @@ def kill(kills: int, version: str, cache: Path) -> str:
         if not lines or done.returncode:
             return f"failed: {(done.stderr.strip().splitlines() or [''])[-1][:300]}"
         said = json.loads(lines[-1])
-        return f"failed: {said['broken'][:3]}" if said["broken"] else f"{said['files']} files loaded, all of them"
+        if said["broken"]:
+            return f"failed: {said['broken'][:3]}"
+        for number in range(said["kept"]):
+            shutil.rmtree(folder / "run")
+            (folder / f"kept-{number}").rename(folder / "run")
+            status, came = _scenario(Cell(version, "kill -9", "saving"), cache, folder, "resume", "-")
+            if status or _broken(folder):
+                return f"failed: resuming after one of them ended with {status}: {came.get('error', came)}"
+        return f"{said['files']} files loaded, all of them; {said['kept']} runs resumed to their end"
 
 
 def memory(epochs: int, version: str, cache: Path) -> str:

@@ -1,6 +1,7 @@
 """A process that saves again and again is killed at random moments; after each kill every file must load.
 
-`kills.py FOLDER N` trains for an epoch, then forks a child that saves for each kill. Run as a script.
+`kills.py FOLDER N` trains for an epoch, then forks a child that saves for each kill. Of what some of the kills left, a
+copy is kept, `FOLDER/kept-0` and so on, for a resume. Run as a script.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+RESUMED = 5
+"""Of so many kills, spread over all, a copy is kept."""
 
 
 def main() -> None:
@@ -35,7 +40,7 @@ def kill(trainer: Any, kills: int) -> None:
     """Kill children that save, and say what they left."""
     randomly = random.Random(0)
     broken: list[str] = []
-    files = 0
+    files = kept = 0
     for number in range(kills):
         if (child := os.fork()) == 0:
             with contextlib.suppress(BaseException):
@@ -50,11 +55,19 @@ def kill(trainer: Any, kills: int) -> None:
                 torch.load(path, map_location="cpu", weights_only=False)
             except Exception as error:
                 broken.append(f"kill {number}: {path.name}: {error!r}"[:200])
+        if number >= kept * kills // RESUMED and _goes_on(trainer.last):
+            shutil.copytree(trainer.save_dir, trainer.save_dir.parent / f"kept-{kept}")
+            kept += 1
         with trainer.csv.open() as file:
             if len({len(row) for row in csv.reader(file)}) != 1:
                 broken.append(f"kill {number}: results.csv")
     left = len(list(trainer.save_dir.rglob(".*.part")))
-    print(json.dumps({"kills": kills, "files": files, "broken": broken, "left": left}), flush=True)
+    print(json.dumps({"kills": kills, "files": files, "broken": broken, "left": left, "kept": kept}), flush=True)
+
+
+def _goes_on(last: Path) -> bool:
+    """Whether a checkpoint is one of a run that has epochs to go, and no finished one's."""
+    return int(torch.load(last, map_location="cpu", weights_only=False)["epoch"]) == 0
 
 
 def save_for_ever(trainer: Any) -> None:

@@ -80,6 +80,8 @@ def test_the_batch_is_halved(
     assert trainer.batch_size == 2
     assert seen == ([(0, 4), (0, 2), (1, 2)] if epoch == 0 else [(0, 4), (1, 4), (1, 2)])
     assert len([r for r in log if "Reducing to batch=2" in r.getMessage()]) == 1
+    (at_the_end,) = [text for record in log if "memory ran out" in (text := record.getMessage())]
+    assert "memory ran out 1 time in this run, which ended with batch=2 in training and 4 in" in at_the_end
     assert trainer.last.exists()
 
 

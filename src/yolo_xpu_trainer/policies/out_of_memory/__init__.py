@@ -18,7 +18,7 @@ from ...device_errors import DeviceLostError, NotEnoughMemoryError, is_lost, is_
 from ...devices import DeviceInfo, info
 from ...hookspecs import hookimpl
 from ...patches import Patch, patch
-from ...run import Run
+from ...run import Run, StashKey
 from .halving import IN_TRAINING, do_train
 from .step import PENDING, optimizer_step
 from .texts import first_line, lost, not_enough, one_error
@@ -29,6 +29,10 @@ __all__: list[str] = []
 _LOGGER = logging.getLogger("ultralytics")
 
 
+_TIMES = StashKey[int]()
+"""How often memory ran out in a run."""
+
+
 @contextmanager
 def _in_training(run: Run) -> Iterator[None]:
     """Raise one error, and note where it was."""
@@ -37,6 +41,7 @@ def _in_training(run: Run) -> Iterator[None]:
             yield
     except torch.OutOfMemoryError:
         run.stash[IN_TRAINING] = True
+        run.stash[_TIMES] = run.stash.get(_TIMES, 0) + 1
         raise
 
 
@@ -89,6 +94,7 @@ def _validating(trainer: Any) -> Patch:
                 f"XPU: memory ran out in validation with batch={batch} ({seen}). Validating again with {batch // 2}, "
                 "from now on; training keeps its batch."
             )
+            run.stash[_TIMES] = run.stash.get(_TIMES, 0) + 1
             _replace_loader(trainer, batch // 2)
 
     return call
@@ -112,8 +118,20 @@ def xpu_patches(trainer: Any) -> list[Patch]:
 
 @hookimpl
 def xpu_after_setup(trainer: Any) -> None:
-    """Watch the allocator."""
+    """Watch the allocator, and say at a run's end what it went through."""
     trainer.add_callback("on_train_batch_end", trainer.xpu.recovery.guarded(watch))
+    trainer.add_callback("on_train_end", trainer.xpu.recovery.guarded(_say_at_the_end))
+
+
+def _say_at_the_end(trainer: Any) -> None:
+    times = trainer.xpu.stash.get(_TIMES, 0)
+    if times:
+        batch, of_validation = trainer.batch_size, getattr(trainer.validator.dataloader, "batch_size", None)
+        _LOGGER.warning(
+            f"XPU: memory ran out {times} time{'s' * (times > 1)} in this run, which ended with batch={batch} "
+            f"in training and {of_validation} in validation. A run with batch={batch} from its start doesn't lose the "
+            "parts of epochs that were done again."
+        )
 
 
 @hookimpl
