@@ -23,13 +23,13 @@ from ...batches import changes_batches
 from ...hookspecs import hookimpl
 from ...numerics import Check, avoids
 from ...options import Option, Options
+from ...own_code import named, own_code
 from ...patches import patch
 from ...run import Run
 from ...versions import torch_release
 from .layout import LAYOUT, Layout, go_without, of, train_in, train_in_nchw
 from .numerics import CHECKS, checks_of
 from .optimizers import try_optimizer
-from .own_code import named, own_code
 from .trial import Trial
 from .weights import lay_out, unwrapped
 

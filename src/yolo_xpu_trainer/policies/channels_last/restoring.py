@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .own_code import is_known, own_code
+from ...own_code import is_known, own_code
 
 __all__ = ["exact", "restored", "same_random_numbers"]
 

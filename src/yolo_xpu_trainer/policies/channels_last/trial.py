@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...device_errors import is_lost, is_out_of_memory
 from ...devices import empty_cache
+from ...own_code import KNOWN
 from .layout import go_without, of, train_in, train_in_nchw
-from .own_code import KNOWN
 from .restoring import exact, restored, same_random_numbers
 from .weights import lay_out
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .own_code import is_known
+from ...own_code import is_known
 
 __all__ = ["follow_the_weights", "in_nchw", "lay_out", "unwrapped"]
 
