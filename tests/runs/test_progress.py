@@ -13,7 +13,9 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 
+import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer.policies.progress import Readings
 
 from ..conftest import Train
 
@@ -217,3 +219,17 @@ def test_a_training_within_a_training_has_a_line_of_its_own(train: Train, lines:
         for epoch, exact in enumerate(means):
             assert shown(shown_lines[(epoch + 1) * batches - 1]) == pytest.approx(exact, rel=1e-3)
     assert "tloss" not in vars(BaseTrainer)
+
+
+def test_losses_in_one_tensor_are_read_as_seldom(xpu: torch.device) -> None:
+    """Ultralytics before 8.4.105 has such."""
+    readings = Readings(seconds=100.0)
+    readings.note(starts=True, length=3)
+    shown = []
+    with xpu_simulator.count() as counts:
+        for batch in range(3):
+            losses = torch.full((3,), float(batch), device=xpu)
+            readings.note(starts=False, length=3)
+            shown.append([float(loss) for loss in readings.of_vector(losses)])
+    assert shown == [[0.0] * 3, [0.0] * 3, [2.0] * 3]  # an epoch's last are exact
+    assert sum(counts.syncs.values()) == 2

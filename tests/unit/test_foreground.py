@@ -308,3 +308,38 @@ def test_a_mask_made_in_a_validation_tells_of_its_changes(xpu: torch.device) -> 
         assert len(values[known]) == int(known.sum()) == 6
         known[0] = False
         assert len(values[known]) == int(known.sum()) == 3
+
+
+@pytest.mark.parametrize("value", ["tensor", "one number", "a number of the device"])
+def test_what_is_written_where_a_mask_is_true_is_what_a_plain_mask_writes(xpu: torch.device, value: str) -> None:
+    mask = torch.rand(4, 3, 50, generator=torch.Generator().manual_seed(0)).to(xpu) > 0.7
+    given = {"tensor": torch.arange(int(mask.sum()), device=xpu) * 1.0, "one number": 3.0}.get(
+        value, torch.tensor(2.0, device=xpu)
+    )
+    plain, seen = torch.zeros(mask.shape, device=xpu), torch.zeros(mask.shape, device=xpu)
+    plain[mask] = given
+    known = foreground.known_mask(mask)
+    _ = seen[known]
+    with xpu_simulator.count() as counts:
+        seen[known] = given
+    assert torch.equal(plain, seen)
+    assert not counts.syncs
+
+
+def test_a_mask_of_older_assigners_is_found_once(xpu: torch.device) -> None:
+    def get_box_metrics(self: object, scores: Any, boxes: Any, labels: Any, truth: Any, mask_gt: Any) -> Any:
+        mask_gt = mask_gt.bool()
+        found = torch.zeros(mask_gt.shape, device=xpu)
+        found[mask_gt] = scores[mask_gt]
+        found[mask_gt] = found[mask_gt] * 2
+        return found
+
+    assert foreground.get_box_metrics.needed is not None
+    assert foreground.get_box_metrics.needed(get_box_metrics)
+    scores = torch.rand(2, 3, 40, device=xpu)
+    mask = (scores > 0.5).float()
+    expected = get_box_metrics(None, scores, None, None, None, mask)
+    with xpu_simulator.count() as counts:
+        seen = foreground.get_box_metrics.replacement(None, get_box_metrics)(None, scores, None, None, None, mask)
+    assert torch.equal(seen, expected)
+    assert sum(counts.syncs.values()) == 1

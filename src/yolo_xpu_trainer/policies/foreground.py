@@ -6,6 +6,7 @@ so does asking whether there are any. A YOLO11n-seg's loss does so 24 times a st
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,15 @@ def _getitem(func: Any, tensor: Any, index: Any) -> Any:
     return known_mask(found, (tensor, index)) if type(index) is int and _has_rows(tensor) else found
 
 
+def _setitem(func: Any, tensor: Any, index: Any, value: Any) -> Any:
+    # One number for all needs no positions.
+    if type(index) is ForegroundMask and _fits(index, tensor) and isinstance(value, torch.Tensor) and value.dim():
+        positions = _positions(index)
+        if positions is not None:
+            return func(tensor, positions.unbind(1), value)
+    return func(tensor, index, value)
+
+
 def _fits(mask: torch.Tensor, tensor: Any) -> bool:
     """Whether indexing a tensor by a mask is indexing it by its positions: else PyTorch says what is wrong."""
     return mask.dim() > 0 and tensor.device == mask.device and tensor.shape[: mask.dim()] == mask.shape
@@ -203,6 +213,7 @@ _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
 }
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _getitem,
+    torch.Tensor.__setitem__: _setitem,
     torch.Tensor.unbind: _unbind,
     torch.unbind: _unbind,
     torch.Tensor.nonzero: _nonzero,
@@ -236,6 +247,20 @@ def forward(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) 
     return tuple(known_mask(_tracked(part)) if _is_mask(part) else part for part in assigned)
 
 
+@patch(
+    "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
+    why="before 8.4.120 or so it indexes with one mask five times, with a sync for its positions each time",
+    needed=lambda original: "[mask_gt]" in inspect.getsource(inspect.unwrap(original)),
+)
+def get_box_metrics(
+    original: Callable[..., Any], self: Any, scores: Any, boxes: Any, labels: Any, truth: Any, mask: Any
+) -> Any:
+    """Compute how well anchors and labels go together, with a mask that remembers its positions."""
+    if not isinstance(mask, torch.Tensor) or mask.device.type != "xpu":
+        return original(self, scores, boxes, labels, truth, mask)
+    return original(self, scores, boxes, labels, truth, known_mask(_tracked(mask.bool())))
+
+
 def _is_mask(value: Any) -> bool:
     return type(value) is torch.Tensor and value.dtype is torch.bool and value.device.type == "xpu"
 
@@ -251,4 +276,4 @@ def _tracked(mask: torch.Tensor) -> torch.Tensor:
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Find the foreground once a step."""
-    return [forward] if trainer.xpu.options[FOREGROUND_ONCE] else []
+    return [forward, get_box_metrics] if trainer.xpu.options[FOREGROUND_ONCE] else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import logging
 from collections import OrderedDict
@@ -220,6 +221,25 @@ def _is_column(first: torch.Tensor, index: torch.Tensor) -> bool:
     )
 
 
+@stand_in(
+    "ultralytics.utils.loss:max",
+    why="before 8.4.111 or so it asks the device, with a sync, whether the sum of targets is more than 1",
+    needed=lambda original: original is builtins.max,
+)
+def max_of_losses(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a stand-in for `max`, of which that of a number on the device and 1 stays there."""
+
+    @functools.wraps(original)
+    def at_least(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs and len(args) == 2 and type(args[0]) is torch.Tensor and type(args[1]) is int:
+            number, least = args
+            if number.device.type == "xpu" and number.dim() == 0 and number.is_floating_point():
+                return number.clamp(min=least)
+        return original(*args, **kwargs)
+
+    return at_least
+
+
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Keep anchors and constants, and pad targets by the host's counts."""
@@ -232,5 +252,5 @@ def xpu_patches(trainer: Any) -> list[Patch]:
             f"XPU: labels are counted on the GPU, with a sync or two a step, because {owner} "
             f"may change them. If it leaves batch_idx as it is, or replaces it, set {FEWER_SYNCS.key}=True."
         )
-        return [make_anchors, torch_of_losses]
-    return [make_anchors, preprocess, torch_of_losses]
+        return [make_anchors, torch_of_losses, max_of_losses]
+    return [make_anchors, preprocess, torch_of_losses, max_of_losses]

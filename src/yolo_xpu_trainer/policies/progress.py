@@ -34,6 +34,17 @@ def xpu_options() -> list[Option[float]]:
 
 
 @hookimpl
+def xpu_after_setup(trainer: Any) -> None:
+    """Know when a batch's losses were shown: a line may ask for them more than once."""
+    trainer.add_callback("on_train_batch_end", trainer.xpu.recovery.guarded(_are_shown))
+
+
+def _are_shown(trainer: Any) -> None:
+    if _READINGS in trainer.xpu.stash:
+        trainer.xpu.stash[_READINGS].awaited = False
+
+
+@hookimpl
 @contextmanager
 def xpu_around_run(trainer: Any) -> Iterator[None]:
     """Give Ultralytics' training loop, and nobody else, mean losses whose values are a recent reading."""
@@ -91,9 +102,11 @@ def _run_with_readings(trainer: Any) -> Run | None:
 def _shown(run: Run, means: Any, caller: FrameType) -> Any:
     """Return what a caller gets as the mean losses: the loop that shows them gets a recent reading."""
     readings = run.stash[_READINGS]
-    if not readings.awaited or not _is_loop(caller) or not _can_be_read(means):
+    if not readings.awaited or not _is_loop(caller):
         return means
-    return ShownLosses(means, run)
+    if _is_vector(means):
+        return readings.of_vector(means)
+    return ShownLosses(means, run) if _can_be_read(means) else means
 
 
 def _note(trainer: Any, means: Any) -> None:
@@ -109,6 +122,13 @@ def _can_be_read(means: Any) -> bool:
     return type(means) is dict and all(
         isinstance(v, torch.Tensor) and v.device.type == "xpu" and v.dtype in _DTYPES and v.numel() == 1
         for v in means.values()
+    )
+
+
+def _is_vector(means: Any) -> bool:
+    """Whether these are losses as Ultralytics before 8.4.105 has them, on the device."""
+    return (
+        type(means) is torch.Tensor and means.device.type == "xpu" and means.dtype in _DTYPES and 0 < means.numel() < 32
     )
 
 
@@ -144,6 +164,7 @@ class Readings:
         self._batches = 0
         self._read_at = -float("inf")
         self._values: dict[str, float] = {}
+        self._vector: torch.Tensor | None = None
 
     def note(self, starts: bool, length: int) -> None:
         """Note that an epoch starts, or that a batch's losses are there, the last of which are read anew.
@@ -156,6 +177,14 @@ class Readings:
         self._batches = 0 if starts else self._batches + 1
         if self._batches == length:
             self._read_at = -float("inf")
+
+    def of_vector(self, means: torch.Tensor) -> torch.Tensor:
+        """Return mean losses on the host, read from the device if the last reading is too old."""
+        now = time.monotonic()
+        if now - self._read_at >= self._seconds or self._vector is None or self._vector.shape != means.shape:
+            self._vector = means.detach().cpu()
+            self._read_at = time.monotonic()
+        return self._vector
 
     def of(self, means: dict[str, torch.Tensor]) -> list[float]:
         """Return the means as numbers, read from the device if the last reading is too old."""
