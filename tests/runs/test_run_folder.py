@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from yolo_xpu_trainer import RunFolderInUseError
 from yolo_xpu_trainer.policies import run_folder
 
-from ..conftest import Train
+from ..conftest import Train, TrainingData
 
 
 @pytest.fixture
@@ -74,3 +75,42 @@ def test_a_run_says_whose_the_folder_is_as_long_as_it_lasts(train: Train) -> Non
     trainer = train(val=False, callbacks={"on_train_start": look})
     assert seen == [os.getpid()]
     assert not (trainer.save_dir / run_folder._NAME).exists()
+
+
+TRAINING = """
+import json, sys
+from ultralytics import YOLO
+losses = []
+model = YOLO("yolo11n.yaml")
+model.add_callback("on_train_batch_end", lambda trainer: losses.append(trainer.loss.item()))
+options = json.loads(sys.argv[1])
+small = dict(epochs=3, imgsz=32, batch=4, workers=0, plots=False)
+model.train(data=sys.argv[2], project=sys.argv[3], name="run", device="xpu:0", **small, **options)
+print("SAID", json.dumps([str(model.trainer.save_dir), losses, model.trainer.xpu.options.decided()]))
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_on_one_device_do_what_each_does_alone(data: TrainingData, tmp_path: Path) -> None:
+    given = [{"amp": "fp32", "xpu_fused_optimizer": False}, {"amp": "bf16", "xpu_channels_last": False}]
+    environment = {**os.environ, "XPU_SIMULATOR": "arc-b580"}
+
+    def begin(options: dict[str, Any], project: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", TRAINING, json.dumps(options), data("detect"), str(project)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def said(process: subprocess.Popen[str]) -> Any:
+        lines = process.communicate()[0].splitlines()
+        (line,) = [line for line in lines if line.startswith("SAID")]
+        return json.loads(line.removeprefix("SAID"))
+
+    alone = [said(begin(options, tmp_path / f"alone{i}")) for i, options in enumerate(given)]
+    first = begin(given[0], tmp_path / "together")
+    while not (tmp_path / "together" / "run" / "args.yaml").exists():
+        time.sleep(0.05)
+    both = [said(second) for second in (begin(given[1], tmp_path / "together"), first)][::-1]
+    assert [folder.name for folder in sorted((tmp_path / "together").iterdir())] == ["run", "run-2"]
+    assert both[0][0] != both[1][0]
+    for (_, losses, options), (_, expected, as_alone) in zip(both, alone, strict=True):
+        assert losses == expected
+        assert options == as_alone
