@@ -136,8 +136,11 @@ def test_a_run_that_makes_no_step_is_ended_and_goes_on(
     assert "it made no step for 2" in done.stderr
 
 
-def test_a_run_that_nobody_watches_may_take_any_time(supervise: Supervise, tmp_path: Path) -> None:
-    done = supervise("time.sleep(15)", "--start", "12", device="cpu")
+@pytest.mark.parametrize("given", [{"device": "cpu"}, {"xpu_plugins": "-heartbeat"}], ids=str)
+def test_a_run_that_nobody_watches_may_take_any_time(
+    supervise: Supervise, tmp_path: Path, given: dict[str, str]
+) -> None:
+    done = supervise("time.sleep(15)", "--start", "12", **given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "yolo-xpu train:" not in done.stderr
     assert epochs(tmp_path) == [1, 2, 3]

@@ -146,7 +146,9 @@ def announce() -> None:
     from ultralytics.utils.callbacks.base import default_callbacks
 
     def say(trainer: Any) -> None:
-        if getattr(trainer, "xpu", None) is None:
+        run = getattr(trainer, "xpu", None)
+        told = run is not None and [i.plugin_name for i in run.hooks.implementations("xpu_after_setup")]
+        if not told or "heartbeat" not in told:  # xpu_plugins=-heartbeat
             with contextlib.suppress(OSError):
                 Path(os.environ[HEARTBEAT_VARIABLE]).write_text(json.dumps({"watched": False}), encoding="utf-8")
 
