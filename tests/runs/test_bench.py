@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from ultralytics.utils.torch_utils import unset_deterministic
 
 from xpu_simulator import faults
 from yolo_xpu_trainer.activation import process_patches
@@ -97,6 +98,7 @@ def test_run_without_xpu_measures_cpu_and_says_why(
     xpu: torch.device, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process_patches().apply()
+    unset_deterministic()  # which the training of another test may have left on
     before = {key: value for key, value in process_state().items() if key != "select_device"}
     assert main([*TINY, "--repeats", "2", "--precision", "fp32,fp16"]) == 0
     after = process_state()

@@ -223,7 +223,7 @@ def _is_column(first: torch.Tensor, index: torch.Tensor) -> bool:
 
 @stand_in(
     "ultralytics.utils.loss:max",
-    why="before 8.4.111 or so it asks the device, with a sync, whether the sum of targets is more than 1",
+    why="it asks the device, with a sync, whether the sum of targets is more than 1; that of OBB in 8.4.190, too",
     needed=lambda original: original is builtins.max,
 )
 def max_of_losses(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
