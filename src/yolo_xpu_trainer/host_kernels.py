@@ -59,7 +59,7 @@ def computed_on_the_host(names: Iterable[str], notify: Callable[[str], None] | N
             if name in _on_host:
                 continue
             operator = _operator(name)
-            if operator is not None and not _returns_views(operator):
+            if operator is not None and not _returns_views(operator) and not _takes_a_device(operator):
                 library.impl(name.removeprefix("aten::"), _kernel(operator, functools.partial(notify or _nobody, name)))
                 _on_host.add(name)
                 added.add(name)
@@ -78,6 +78,11 @@ def _returns_views(operator: Any) -> bool:
     """Whether what an operator returns shares memory with what it is given, as no copy on the host can."""
     aliases = [value.alias_info for value in operator._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _takes_a_device(operator: Any) -> bool:
+    """Whether an operator makes a tensor on a device that it is told, which might be given it without any tensor."""
+    return any(argument.name == "device" for argument in operator._schema.arguments)
 
 
 def _nobody(name: str) -> None:

@@ -6,6 +6,7 @@ by that name, as DDP workers need.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import logging
@@ -115,6 +116,10 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             super().__init__(cfg, overrides, _callbacks)
         if self.xpu is not None:
             legacy.name_every_device(self)
+            # Before 8.4.190 they are the model's own, and what policies add would be called in its next run as well.
+            own: Any = copy.copy(self.callbacks)  # type: ignore[has-type]
+            own.update({event: list(functions) for event, functions in own.items()})
+            self.callbacks = own
 
     # Decisions: upstream calls this between reading the arguments and choosing the device.
 

@@ -20,14 +20,19 @@ def to_host(tensors: Sequence[torch.Tensor], staged: int | None = None) -> list[
 
     Args:
         tensors: Tensors of any shapes and dtypes; what is on the host already is returned as it is.
-        staged: How many bytes of the device's memory the joining may take. By default 4 MiB, or a 32nd of all.
+        staged: How many bytes of the device's memory the joining may take. By default 4 MiB, or a 32nd of all, and none
+            where there is no memory for that.
 
     Returns:
         The same numbers in contiguous tensors on the host, in order.
     """
-    found = list(tensors)
     if staged is None:
-        staged = max(_BYTES, sum(t.numel() * t.element_size() for t in found) // _PARTS)
+        there = sum(t.numel() * t.element_size() for t in tensors if t.device.type != "cpu")
+        try:
+            return to_host(tensors, max(_BYTES, there // _PARTS))
+        except torch.OutOfMemoryError:
+            staged = 0
+    found = list(tensors)
     by_kind: dict[Any, list[int]] = {}
     for i, tensor in enumerate(found):
         if tensor.device.type != "cpu":

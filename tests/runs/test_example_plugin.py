@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = Path(__file__).parents[1] / "example_plugin"
 PAGE = ROOT / "docs" / "plugins.md"
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json
 import os
@@ -30,8 +32,6 @@ from pathlib import Path
 
 import torch
 from ultralytics import YOLO
-
-pytestmark = pytest.mark.slow
 
 
 def look(trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -14,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 import ultralytics.engine.trainer
+from ultralytics import YOLO
 
 from xpu_simulator import faults
 from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError, Precision, Run, devices
 from yolo_xpu_trainer.policies import out_of_memory
+from yolo_xpu_trainer.policies.out_of_memory import thrash
+from yolo_xpu_trainer.policies.out_of_memory.step import Step
 
 from ..conftest import Train, TrainingData
 from ..datasets import WRITERS
@@ -345,6 +349,74 @@ def test_a_driver_that_gives_more_than_there_is_does_not_fail(data: TrainingData
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Reducing to batch" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("makes", ["all first", "one by one"])
+def test_an_unfused_optimizer_that_updated_a_part_ends_the_run_or_starts_the_step_anew(
+    xpu: torch.device, makes: str
+) -> None:
+    class OneByOne(torch.optim.Optimizer):
+        def __init__(self, weights: Any) -> None:
+            super().__init__(weights, {})
+
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for number, weight in enumerate(group["params"]):
+                    if number == 2:
+                        raise torch.OutOfMemoryError("XPU out of memory")
+                    self.state[weight]["average"] = torch.zeros_like(weight)
+                    weight.data.sub_(1)
+
+    weights = [torch.nn.Parameter(torch.ones(1, device=xpu)) for _ in range(3)]
+    optimizer: Any = OneByOne(weights) if makes == "one by one" else torch.optim.Adam(weights, foreach=False)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    step = Step(optimizer)
+    with contextlib.suppress(torch.OutOfMemoryError), step:
+        if makes == "one by one":
+            optimizer.step()
+        step._begin()  # and memory ran out in making the state of the second weight
+        optimizer.state[weights[0]].update(step=torch.zeros(1), exp_avg=torch.zeros(1))
+        raise torch.OutOfMemoryError
+    assert step.is_begun is (makes == "one by one")
+    assert bool(optimizer.state) is (makes == "one by one")
+
+
+def test_a_run_in_which_the_batch_cannot_be_halved_again_is_left_to_thrash(train: Train) -> None:
+    trainer = train(batch=4, val=False)
+    assert thrash._can_be_halved(trainer)
+    trainer._oom_retries = 3
+    assert not thrash._can_be_halved(trainer)
+    trainer._oom_retries, trainer.batch_size = 0, 1
+    assert not thrash._can_be_halved(trainer)
+
+
+def test_mosaic_stays_closed_where_the_batch_is_halved_in_the_last_epochs(train: Train) -> None:
+    closed: list[tuple[int, int]] = []
+    ordered: list[int] = []
+
+    def fail(trainer: Any) -> None:
+        if trainer.epoch == 2 and not ordered:
+            ordered.append(1)
+            order_in_forward(trainer, lambda: faults.out_of_memory())
+
+    def look(trainer: Any) -> None:
+        first = trainer.train_loader.dataset.transforms.transforms[0]
+        mosaic = first.transforms[0] if hasattr(first, "transforms") else first
+        closed.append((trainer.batch_size, float(getattr(mosaic, "p", 0.0))))
+
+    events = {"on_train_epoch_start": fail, "on_train_epoch_end": look}
+    train(epochs=4, batch=4, close_mosaic=3, val=False, callbacks=events)
+    assert [probability for _, probability in closed] == [1.0, 0.0, 0.0, 0.0]
+    assert [batch for batch, _ in closed] == [4, 4, 2, 2]
+
+
+def test_what_policies_add_to_a_run_is_not_called_in_the_next_one_of_the_model(train: Train) -> None:
+    model = YOLO("yolo11n.yaml")
+    before = {event: list(functions) for event, functions in model.callbacks.items()}
+    train(model=model, xpu_exact_resume=True, val=False)
+    assert {event: list(functions) for event, functions in model.callbacks.items()} == before
+    train(model=model, val=False)
 
 
 def test_a_lost_device_ends_a_sweep_over_several_data_sets(

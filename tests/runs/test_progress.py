@@ -231,5 +231,6 @@ def test_losses_in_one_tensor_are_read_as_seldom(xpu: torch.device) -> None:
             losses = torch.full((3,), float(batch), device=xpu)
             readings.note(starts=False, length=3)
             shown.append([float(loss) for loss in readings.of_vector(losses)])
+            assert not readings.awaited
     assert shown == [[0.0] * 3, [0.0] * 3, [2.0] * 3]  # an epoch's last are exact
     assert sum(counts.syncs.values()) == 2

@@ -65,7 +65,23 @@ def test_an_average_that_is_switched_off_stays(xpu: torch.device) -> None:
     assert all(torch.equal(value, before[name]) for name, value in averaged.ema.state_dict().items())
 
 
-def test_only_versions_that_go_one_by_one_need_it() -> None:
+def test_weights_of_several_names_are_left_to_ultralytics(xpu: torch.device) -> None:
+    tied = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).to(xpu)
+    tied[1].weight = tied[0].weight
+    averaged = ModelEMA(tied)
+    asked: list[int] = []
+    averaging.update.replacement(None, lambda self, model: asked.append(self.updates))(averaged, tied)
+    assert asked == [0]
+
+
+def test_a_compiled_model_has_the_names_of_its_own(xpu: torch.device) -> None:
+    live = model(xpu)
+    averaged = ModelEMA(live)
+    averaging.update.replacement(None, one_by_one)(averaged, torch.compile(live))
+    assert averaged.updates == 1
+
+
+def test_only_ultralytics_own_that_goes_one_by_one_is_replaced() -> None:
     assert averaging.update.needed is not None
-    assert averaging.update.needed(one_by_one)
+    assert not averaging.update.needed(one_by_one)  # of a user's
     assert not averaging.update.is_needed()  # of the installed one

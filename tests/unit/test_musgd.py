@@ -51,10 +51,6 @@ def one_by_one(self: Any, closure: Any = None) -> None:
             p.add_(grad.add(buffer, alpha=momentum) if nesterov else buffer, alpha=-rate)
 
 
-def calling(function: Any, *args: Any, instead: Any) -> Any:
-    return function(*args)
-
-
 SHAPES = [(16, 3, 3, 3), (32, 16, 3, 3), (16, 32, 1, 1), (64, 32, 1, 1), (32, 16, 1, 1), (8, 1, 3, 3), (80, 64), (4, 9)]
 
 
@@ -87,7 +83,7 @@ def test_updates_are_those_of_each_weight_by_itself_but_for_rounding(
     xpu: torch.device, layout: torch.memory_format
 ) -> None:
     expected, seen = optimizer(xpu, layout), optimizer(xpu, layout)
-    seen = musgd.batched(seen, one_by_one, calling)
+    seen = musgd.batched(seen)
     before = [weight.clone() for group in seen.param_groups for weight in group["params"]]
     for step in range(3):
         for made in (expected, seen):
@@ -116,7 +112,7 @@ def test_singular_values_come_near_one(xpu: torch.device) -> None:
 
 
 def test_it_is_one_class_and_its_hooks_are_called(xpu: torch.device) -> None:
-    made = musgd.batched(optimizer(xpu, torch.contiguous_format), one_by_one, calling)
+    made = musgd.batched(optimizer(xpu, torch.contiguous_format))
     assert isinstance(made, optim.MuSGD)
     assert type(made).__name__ == "MuSGD"
     seen: list[int] = []
@@ -134,7 +130,7 @@ def test_it_is_one_class_and_its_hooks_are_called(xpu: torch.device) -> None:
 def test_it_takes_a_fraction_of_the_kernels(xpu: torch.device) -> None:
     one, other = (
         optimizer(xpu, torch.channels_last),
-        musgd.batched(optimizer(xpu, torch.channels_last), one_by_one, calling),
+        musgd.batched(optimizer(xpu, torch.channels_last)),
     )
     counted = []
     for step in (lambda: one_by_one(one), other.step):

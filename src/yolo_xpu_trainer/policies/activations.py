@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..own_code import own_code
 from ..patches import Patch, patch
+from ..run import Run, StashKey
 
 __all__: list[str] = []
 
@@ -25,6 +27,10 @@ def _are_in_place(original: Any) -> bool:
     return bool(model[0].inplace)
 
 
+_NEVER = StashKey[bool]()
+"""Whether users' code in the model may use a SiLU's input once more, and so counts on what is in it."""
+
+
 @patch(
     "torch.nn:SiLU.forward",
     why="what is overwritten would be copied first, 75 times a step of a YOLO11n",
@@ -32,9 +38,9 @@ def _are_in_place(original: Any) -> bool:
     needed=_are_in_place,
     everywhere=False,
 )
-def silu(original: Callable[..., Any], self: Any, input: torch.Tensor) -> torch.Tensor:
+def silu(run: Run, original: Callable[..., Any], self: Any, input: torch.Tensor) -> torch.Tensor:
     """Compute SiLU, in place where no gradient needs what is there."""
-    if self.inplace and input.requires_grad and torch.is_grad_enabled():
+    if self.inplace and input.requires_grad and torch.is_grad_enabled() and not run.stash.get(_NEVER, False):
         return torch.nn.functional.silu(input)
     return original(self, input)  # type: ignore[no-any-return]
 
@@ -43,3 +49,9 @@ def silu(original: Callable[..., Any], self: Any, input: torch.Tensor) -> torch.
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Leave SiLU's input as it is, in training."""
     return [silu]
+
+
+@hookimpl
+def xpu_prepare_model(trainer: Any) -> None:
+    """Look for users' code."""
+    trainer.xpu.stash[_NEVER] = bool(own_code(trainer.model))

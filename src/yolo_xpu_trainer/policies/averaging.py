@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..own_code import is_known
 from ..patches import Patch, patch
 
 __all__: list[str] = []
@@ -17,7 +18,7 @@ _BYTES = 32 << 20  # of what is added at a time, which takes memory
 
 
 def _goes_one_by_one(original: Callable[..., Any]) -> bool:
-    return "_foreach_" not in inspect.getsource(inspect.unwrap(original))
+    return is_known(original) and "_foreach_" not in inspect.getsource(inspect.unwrap(original))
 
 
 @patch(
@@ -27,14 +28,17 @@ def _goes_one_by_one(original: Callable[..., Any]) -> bool:
 )
 def update(original: Callable[..., Any], self: Any, model: Any) -> Any:
     """Move the average towards a model's weights: the same products and sums, of many tensors at once."""
+    from ultralytics.utils import torch_utils
+
     if not self.enabled:
         return original(self, model)
-    self.updates += 1
-    share = self.decay(self.updates)
-    while isinstance(inner := getattr(model, "module", None), torch.nn.Module):  # of DDP
-        model = inner
-    current = model.state_dict()
+    unwrap = getattr(torch_utils, "unwrap_model", None) or torch_utils.de_parallel
+    current = unwrap(model).state_dict()
     pairs = [(v, current[k].detach()) for k, v in self.ema.state_dict().items() if v.dtype.is_floating_point]
+    if len({v.data_ptr() for v, _ in pairs if v.numel()}) < sum(v.numel() > 0 for v, _ in pairs):
+        return original(self, model)  # which moves a weight once for each of its names
+    share = self.decay(self.updates + 1)
+    self.updates += 1
     for chunk in _chunks(pairs):
         averaged, live = map(list, zip(*chunk, strict=True))
         torch._foreach_mul_(averaged, share)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..batches import changes_batches
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..own_code import named, own_code
@@ -63,6 +64,17 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     return [autocast]
 
 
+@hookimpl
+def xpu_after_setup(trainer: Any) -> None:
+    """Look for users' code at the beginning of each epoch: callbacks may have put some into the model."""
+    trainer.add_callback("on_train_epoch_start", trainer.xpu.recovery.guarded(_look_again))
+
+
+def _look_again(trainer: Any) -> None:
+    if _WEIGHTS in trainer.xpu.stash:
+        trainer.xpu.stash[_WEIGHTS].look_for_own_code(trainer)
+
+
 @contextmanager
 def _with_rounded_weights(trainer: Any, context: Any) -> Iterator[None]:
     run: Run = trainer.xpu
@@ -86,17 +98,23 @@ class _Weights:
     """
 
     def __init__(self, trainer: Any) -> None:
-        self.are_seen = False
+        self.are_seen = self._is_left = False
         self._model = trainer.model
         self._places: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
         self._distinct: list[torch.nn.Parameter] = []
+        self.look_for_own_code(trainer)
+
+    def look_for_own_code(self, trainer: Any) -> None:
+        """Leave the weights as they are where users' code may read one within autocast: in the model, or in a batch."""
         own = own_code(trainer.model)
-        if own and not trainer.xpu.options.is_given(CAST_WEIGHTS):
+        owner = named(own.values()) if own else changes_batches(trainer)
+        if owner and not trainer.xpu.options.is_given(CAST_WEIGHTS) and not self._is_left:
             _LOGGER.info(
-                f"XPU: weights are rounded one by one, because {named(own.values())} may read one and expect float32. "
+                f"XPU: weights are rounded one by one, because {owner} may read one and expect float32. "
                 f"If it doesn't, set {CAST_WEIGHTS.key}=True."
             )
-            self.are_seen = True
+            self.are_seen = self._is_left = True
+            self._places, self._distinct = [], []
 
     def are_those_of(self, model: torch.nn.Module) -> bool:
         """Whether a model has these weights still: callbacks may freeze or replace some."""
@@ -126,10 +144,10 @@ class _Weights:
         finally:
             for hook in hooks:
                 hook.remove()
-        self._places = [
+        self._places = [  # not after an error: a part of the batch doesn't show all
             (module, name, weight)
             for module, is_rounded in used.items()
-            if is_rounded
+            if is_rounded and module._parameters.keys() <= {"weight", "bias"}  # others are made into a weight
             for name, weight in module._parameters.items()
             if weight is not None and weight.requires_grad and weight.dtype is torch.float32
         ]

@@ -17,7 +17,7 @@ import torch
 
 from ..hookspecs import hookimpl
 from ..options import Option
-from ..patches import Patch, patch
+from ..patches import Patch, is_upstream, patch
 from ..run import Run, StashKey, saved_settings
 from ..transfer import to_host
 
@@ -60,6 +60,7 @@ class _Accumulation:
     def step_if_due(self, trainer: Any) -> None:
         """Step where an undisturbed run would have."""
         if self.resumed and self.batches >= trainer.accumulate:
+            self.batches = 0
             self._stepping = True
             try:
                 trainer.optimizer_step()
@@ -174,7 +175,7 @@ def _restore(trainer: Any, state: dict[str, Any]) -> None:
     groups = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
     vars(trainer.stopper).update(state["stopper"])
-    if trainer.batch_size == state["batch"]:
+    if trainer.batch_size == state["batch"] and is_upstream(type(trainer).optimizer_step):  # a user's steps as it likes
         accumulation.resumed = True
         accumulation.batches = state["waiting"]
         accumulation.gradients = state["gradients"]
@@ -186,7 +187,7 @@ def _begin_epoch(trainer: Any) -> None:
         if name in accumulation.gradients:  # Ultralytics dropped all others before the first epoch
             parameter.grad = torch.empty_like(parameter).copy_(accumulation.gradients[name])
     accumulation.gradients = {}
-    _seed(trainer)
+    trainer.xpu.recovery.calling(_seed, trainer)
 
 
 def _count_batch(trainer: Any) -> None:
@@ -208,6 +209,8 @@ def _seed(trainer: Any) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     loader = trainer.train_loader
+    if torch.distributed.is_initialized() and hasattr(getattr(loader, "sampler", None), "set_epoch"):
+        loader.sampler.set_epoch(trainer.epoch)  # which Ultralytics does later, when workers have their order already
     for generator in _generators(loader):
         generator.manual_seed(seed)
     for dataset in _datasets(getattr(loader, "dataset", None)):
@@ -234,8 +237,8 @@ def _datasets(dataset: Any) -> Iterator[Any]:
 def _forget_images(dataset: Any) -> None:
     """Empty the buffer of recent images, from which a mosaic draws without workers: earlier epochs filled it."""
     buffer = getattr(dataset, "buffer", None)
-    if not isinstance(buffer, list):
-        return
+    if not isinstance(buffer, list) or not all(hasattr(dataset, name) for name in ("ims", "im_hw0", "im_hw")):
+        return  # a list of a user's own
     for i in buffer:
         if getattr(dataset, "cache", None) != "ram":
             dataset.ims[i], dataset.im_hw0[i], dataset.im_hw[i] = None, None, None

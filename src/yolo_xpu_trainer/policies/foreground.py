@@ -14,6 +14,7 @@ import torch
 
 from ..hookspecs import hookimpl
 from ..options import Option
+from ..own_code import is_known
 from ..patches import Patch, patch
 
 __all__ = ["ForegroundMask"]
@@ -250,15 +251,14 @@ def forward(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) 
 @patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
     why="before 8.4.120 or so it indexes with one mask five times, with a sync for its positions each time",
-    needed=lambda original: "[mask_gt]" in inspect.getsource(inspect.unwrap(original)),
+    needed=lambda original: is_known(original) and "[mask_gt]" in inspect.getsource(inspect.unwrap(original)),
 )
-def get_box_metrics(
-    original: Callable[..., Any], self: Any, scores: Any, boxes: Any, labels: Any, truth: Any, mask: Any
-) -> Any:
+def get_box_metrics(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute how well anchors and labels go together, with a mask that remembers its positions."""
-    if not isinstance(mask, torch.Tensor) or mask.device.type != "xpu":
-        return original(self, scores, boxes, labels, truth, mask)
-    return original(self, scores, boxes, labels, truth, known_mask(_tracked(mask.bool())))
+    *others, mask = args or (None,)  # the last one as Ultralytics calls it
+    if kwargs or not isinstance(mask, torch.Tensor) or mask.device.type != "xpu":
+        return original(self, *args, **kwargs)
+    return original(self, *others, known_mask(_tracked(mask.bool())))
 
 
 def _is_mask(value: Any) -> bool:

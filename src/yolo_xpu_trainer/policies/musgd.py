@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..own_code import is_known
 
 __all__ = ["batched", "orthogonal"]
 
@@ -27,33 +28,27 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     kind = type(optimizer)
     if getattr(sys.modules.get(_MODULE), "MuSGD", None) is not kind:
         return None
-    one_by_one = inspect.unwrap(kind.step)
-    if "_foreach_" in inspect.getsource(one_by_one):
+    if not is_known(kind.step) or "_foreach_" in inspect.getsource(inspect.unwrap(kind.step)):
         return None
-    return batched(optimizer, one_by_one, trainer.xpu.recovery.calling)
+    for group in optimizer.param_groups:  # what fails in the middle of a step can't be made good
+        if group["use_muon"]:
+            orthogonal([torch.zeros_like(weight) for weight in group["params"]])
+    return batched(optimizer)
 
 
-def batched(
-    optimizer: torch.optim.Optimizer, one_by_one: Callable[..., Any], calling: Callable[..., Any]
-) -> torch.optim.Optimizer:
+def batched(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return an optimizer, which is given a class of its own, whose steps update all weights together.
 
     Args:
         optimizer: A MuSGD.
-        one_by_one: How it steps.
-        calling: Calls a step of ours, and what stands for it once that has failed.
     """
     kind: Any = type(optimizer)
-
-    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
-        return calling(_step, self, closure, instead=one_by_one)
-
-    optimizer.__class__ = type(kind.__name__, (kind,), {"step": step})
+    optimizer.__class__ = type(kind.__name__, (kind,), {"step": _step})
     optimizer._patch_step_function()
     return optimizer
 
 
-def _step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+def _step(optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
     """Make a step."""
     loss = None
     if closure is not None:

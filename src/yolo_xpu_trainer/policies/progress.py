@@ -34,17 +34,6 @@ def xpu_options() -> list[Option[float]]:
 
 
 @hookimpl
-def xpu_after_setup(trainer: Any) -> None:
-    """Know when a batch's losses were shown: a line may ask for them more than once."""
-    trainer.add_callback("on_train_batch_end", trainer.xpu.recovery.guarded(_are_shown))
-
-
-def _are_shown(trainer: Any) -> None:
-    if _READINGS in trainer.xpu.stash:
-        trainer.xpu.stash[_READINGS].awaited = False
-
-
-@hookimpl
 @contextmanager
 def xpu_around_run(trainer: Any) -> Iterator[None]:
     """Give Ultralytics' training loop, and nobody else, mean losses whose values are a recent reading."""
@@ -79,7 +68,7 @@ class _MeanLosses:
         except KeyError:
             raise AttributeError(f"{type(trainer).__name__!r} object has no attribute {_NAME!r}") from None
         run = _run_with_readings(trainer)
-        if run is None:
+        if run is None or vars(trainer).get("stop"):  # an epoch that ends early shows no line for its last batch
             return means
         return run.recovery.calling(_shown, run, means, sys._getframe(1), instead=lambda *_: means)
 
@@ -105,7 +94,9 @@ def _shown(run: Run, means: Any, caller: FrameType) -> Any:
     if not readings.awaited or not _is_loop(caller):
         return means
     if _is_vector(means):
-        return readings.of_vector(means)
+        shown: ShownVector = means.as_subclass(ShownVector)
+        shown._run = run
+        return shown
     return ShownLosses(means, run) if _can_be_read(means) else means
 
 
@@ -128,7 +119,11 @@ def _can_be_read(means: Any) -> bool:
 def _is_vector(means: Any) -> bool:
     """Whether these are losses as Ultralytics before 8.4.105 has them, on the device."""
     return (
-        type(means) is torch.Tensor and means.device.type == "xpu" and means.dtype in _DTYPES and 0 < means.numel() < 32
+        type(means) is torch.Tensor
+        and means.dim() == 1
+        and 0 < means.numel() < 32
+        and means.device.type == "xpu"
+        and means.dtype in _DTYPES
     )
 
 
@@ -146,6 +141,20 @@ class ShownLosses(dict[str, torch.Tensor]):
     def values(self) -> Any:
         """Return the losses as of the last reading, as numbers."""
         return self._run.recovery.calling(self._run.stash[_READINGS].of, self, instead=dict.values)
+
+
+class ShownVector(torch.Tensor):
+    """A training epoch's mean losses in one tensor, whose numbers, which the progress line formats, lag behind.
+
+    In everything but going through it, it is the tensor on the device.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _run: Run
+
+    def __iter__(self) -> Any:
+        plain = self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
+        return iter(self._run.recovery.calling(self._run.stash[_READINGS].of_vector, plain, instead=torch.Tensor.cpu))
 
 
 class Readings:
@@ -184,6 +193,7 @@ class Readings:
         if now - self._read_at >= self._seconds or self._vector is None or self._vector.shape != means.shape:
             self._vector = means.detach().cpu()
             self._read_at = time.monotonic()
+        self.awaited = False
         return self._vector
 
     def of(self, means: dict[str, torch.Tensor]) -> list[float]:

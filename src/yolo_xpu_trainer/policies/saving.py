@@ -40,7 +40,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
     state = trainer.optimizer.state_dict()
     of_model = _tensors(model) if model is not None else {}
     of_optimizer = [v for entry in state["state"].values() for v in entry.values() if isinstance(v, torch.Tensor)]
-    host = iter(_copied([*of_model.values(), *of_optimizer]))
+    host = iter(to_host([*of_model.values(), *of_optimizer]))
     copies = {key: next(host) for key in of_model}
     state["state"] = {
         index: {name: next(host) if isinstance(v, torch.Tensor) else v for name, v in entry.items()}
@@ -77,10 +77,3 @@ def _tensors(model: torch.nn.Module) -> dict[int, torch.Tensor]:
         for value in values.values()
         if isinstance(value, torch.Tensor)
     }
-
-
-def _copied(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    try:
-        return to_host(tensors)
-    except torch.OutOfMemoryError:
-        return to_host(tensors, staged=0)

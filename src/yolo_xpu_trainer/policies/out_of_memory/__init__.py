@@ -19,7 +19,7 @@ from ...devices import DeviceInfo, info
 from ...hookspecs import hookimpl
 from ...patches import Patch, patch
 from ...run import Run, StashKey
-from .halving import IN_TRAINING, do_train
+from .halving import IN_TRAINING, build_train_pipeline, do_train
 from .step import PENDING, optimizer_step
 from .texts import first_line, lost, not_enough, one_error
 from .thrash import watch
@@ -113,7 +113,7 @@ def _replace_loader(trainer: Any, batch: int) -> None:
 
 @hookimpl(trylast=True)  # around the run's own autocast
 def xpu_patches(trainer: Any) -> list[Patch]:
-    return [autocast, backward, optimizer_step, do_train, _validating(trainer)]
+    return [autocast, backward, optimizer_step, do_train, build_train_pipeline, _validating(trainer)]
 
 
 @hookimpl

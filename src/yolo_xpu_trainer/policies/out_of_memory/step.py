@@ -13,7 +13,7 @@ from ...patches import patch
 from ...run import Run, StashKey
 from .texts import one_error
 
-__all__ = ["PENDING", "optimizer_step"]
+__all__ = ["PENDING", "Step", "optimizer_step"]
 
 PENDING = StashKey[str]()
 """The text of an error that the next forward raises: only there, and in backward, Ultralytics halves the batch."""
@@ -31,7 +31,7 @@ def optimizer_step(run: Run, original: Callable[..., Any], self: Any, *args: Any
             with the cache emptied, or the optimizer isn't fused and works through its weights in many kernels. The run
             has to go on from a checkpoint.
     """
-    step = _Step(self.optimizer)
+    step = Step(self.optimizer)
     averaged = self.ema.updates if self.ema else 0
     try:
         with step, one_error(run.device.device):
@@ -62,7 +62,7 @@ class _Groups(list[dict[str, Any]]):
         self.reached = len(self)
 
 
-class _Step:
+class Step:
     """A step of an optimizer, in whose context it is observed.
 
     Attributes:
@@ -78,12 +78,12 @@ class _Step:
         self._begins: Any = None
 
     def __enter__(self) -> None:
-        def begin(*_: Any) -> None:
-            self._groups.reached = 0
-            self.is_begun = True
-
         self._optimizer.param_groups = self._groups
-        self._begins = self._optimizer.register_step_pre_hook(begin)
+        self._begins = self._optimizer.register_step_pre_hook(self._begin)
+
+    def _begin(self, *_: Any) -> None:
+        self._groups.reached = 0
+        self.is_begun = True
 
     def __exit__(self, *_: object) -> None:
         self._optimizer.param_groups = self._held
@@ -109,7 +109,8 @@ class _Step:
     def _may_be_half_done(self) -> bool:
         """Whether the group at which the step was interrupted may be updated in part.
 
-        A fused optimizer updates it in one kernel, and any makes the state of all its weights before it updates one.
+        A fused optimizer updates it in one kernel. PyTorch's, and our MuSGD, make the state of all its weights before
+        they update one; but for SGD's, which is empty until then.
         """
         if self._groups.reached >= len(self._held):
             return False
@@ -118,11 +119,8 @@ class _Step:
             return False
         state = self._optimizer.state
         sizes = {len(state[p]) if p in state else 0 for p in group["params"] if p.grad is not None}
-        return (len(sizes) == 1 and sizes != {0}) or not self._has_state()
-
-    def _has_state(self) -> bool:
-        """Whether this kind of optimizer makes a state before it updates a weight."""
-        return bool(self._had_state) or bool(self._optimizer.state)
+        makes_all_first = type(self._optimizer).__module__.partition(".")[0] in ("torch", __name__.partition(".")[0])
+        return not makes_all_first or len(sizes) < 2
 
     def _forget(self, groups: list[dict[str, Any]]) -> None:
         """Take back the states that the step has made for groups, and the step that it has counted.

@@ -6,11 +6,13 @@ microbatching, which reacts to `num_alloc_retries` likewise.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 
 from ...run import StashKey
+from .halving import AGAIN, TRIES
 from .step import PENDING
 
 __all__ = ["Thrash", "watch"]
@@ -22,14 +24,17 @@ _LOOKS = 2  # in a row, so that a rare large batch doesn't halve all
 class Thrash:
     """How often a run's allocator emptied its cache to make room.
 
+    Args:
+        retries: How often it had done so before the run.
+
     Attributes:
         acted: Whether the batch was halved, which is tried once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, retries: int) -> None:
         self.acted = False
         self._batches = 0
-        self._retries = 0
+        self._retries = retries
         self._in_a_row = 0
 
     def count(self, retries: int) -> bool:
@@ -49,19 +54,33 @@ class Thrash:
         return not self.acted and self._batches % _BATCHES == 0
 
 
+def _retries(index: int) -> int:
+    return int(torch.xpu.memory_stats(index).get("num_alloc_retries", 0))
+
+
+def _can_be_halved(trainer: Any) -> bool:
+    """Whether a forward that runs out of memory halves the batch, rather than ends the run."""
+    if trainer.batch_size < 2 or os.environ.get("RANK", "-1") != "-1" or len(trainer.xpu.indices) > 1:
+        return False
+    again = trainer.xpu.stash.get(AGAIN, None)
+    if again is not None and not again.may_be_tried(trainer.epoch):
+        return False
+    return int(getattr(trainer, "_oom_retries", 0)) < TRIES
+
+
 _THRASH = StashKey[Thrash]()
 
 
 def watch(trainer: Any) -> None:
     """Look at the allocator every so many batches."""
     run = trainer.xpu
-    thrash = run.stash.get(_THRASH, None)
-    if thrash is None:
-        thrash = run.stash[_THRASH] = Thrash()
-    if not thrash.is_time_to_look() or len(run.indices) > 1:
+    if _THRASH not in run.stash:
+        run.stash[_THRASH] = Thrash(_retries(run.device.index))
+    thrash = run.stash[_THRASH]
+    if not thrash.is_time_to_look():
         return
-    retries = int(torch.xpu.memory_stats(run.device.index).get("num_alloc_retries", 0))
-    if thrash.count(retries) and trainer.batch_size > 1:
+    retries = _retries(run.device.index)
+    if thrash.count(retries) and _can_be_halved(trainer):
         thrash.acted = True
         run.stash[PENDING] = (
             f"XPU out of memory but for emptying the allocator's cache, {retries} times by now and in each of the "
