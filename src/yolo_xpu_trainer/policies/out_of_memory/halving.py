@@ -115,8 +115,8 @@ AGAIN = StashKey[Again]()
 
 def close_late_mosaic(trainer: Any) -> None:
     """Close a new loader's mosaic in the last epochs; an older Ultralytics does so in the first of them only."""
-    late = trainer.epochs - trainer.args.close_mosaic
-    if trainer.args.close_mosaic and vars(trainer).get("epoch", -1) > late:
+    epoch = vars(trainer).get("epoch")  # there is none before the first
+    if epoch is not None and trainer.args.close_mosaic and epoch > trainer.epochs - trainer.args.close_mosaic:
         trainer._close_dataloader_mosaic()
         if hasattr(trainer.train_loader, "reset"):
             trainer.train_loader.reset()
