@@ -26,6 +26,8 @@ from yolo_xpu_trainer.commands.demo.dataset import (
 from yolo_xpu_trainer.commands.demo.scenes import Box, Digits, Scene, make_scenes
 from yolo_xpu_trainer.commands.synthetic import write_image
 
+pytestmark = pytest.mark.slow
+
 needs_digits = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None, reason="the extra `demo` is not installed"
 )

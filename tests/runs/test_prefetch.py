@@ -21,6 +21,8 @@ from yolo_xpu_trainer.policies.loss_syncs import LabelCounts
 from ..conftest import Train
 from ..other_plugins import registered
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"epochs": 2, "imgsz": 64, "batch": 2, "workers": 2, "plots": False, "val": False, "amp": False}
 
 

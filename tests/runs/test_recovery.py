@@ -21,6 +21,8 @@ from yolo_xpu_trainer.recovery import Recovery
 from ..conftest import Train
 from ..training import trainer_of
 
+pytestmark = pytest.mark.slow
+
 
 class ForcedError(Exception):
     """What a policy raises here."""

@@ -74,24 +74,22 @@ def test_an_average_with_nan_is_mended_on_the_device_as_ultralytics_does(xpu: An
 
 
 def test_a_device_with_no_room_left_can_still_save(xpu: Any, train: Train, monkeypatch: Any) -> None:
-    from yolo_xpu_trainer.policies import saving
+    joined = torch.cat
+    refused: list[int] = []
 
-    tries: list[int | None] = []
-
-    def full(tensors: list[torch.Tensor], staged: int | None = None) -> list[torch.Tensor]:
-        tries.append(staged)
-        if staged is None:
+    def full(tensors: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if tensors[0].device.type == "xpu":
+            refused.append(len(tensors))
             raise torch.OutOfMemoryError("XPU out of memory.")
-        with_no_room = torch.cat
-        monkeypatch.setattr(torch, "cat", None)  # which takes memory on the device
-        try:
-            return to_host(tensors, staged=staged)
-        finally:
-            monkeypatch.setattr(torch, "cat", with_no_room)
+        return joined(tensors, *args, **kwargs)
 
-    to_host = saving.to_host
-    monkeypatch.setattr(saving, "to_host", full)
     trainers: list[Any] = []
-    during_the_save(train, trainers.append)
-    assert tries == [None, 0]
+
+    def fill(trainer: Any) -> None:
+        trainers.append(trainer)
+        trainer.add_callback("on_model_save", lambda _: monkeypatch.setattr(torch, "cat", joined))
+        monkeypatch.setattr(torch, "cat", full)
+
+    during_the_save(train, fill)
+    assert refused
     assert trainers[0].last.exists()
