@@ -49,7 +49,8 @@ def main() -> None:
     )  # fmt: skip
     first, last = seen[FIRST], seen[epochs]
     growth = {name: last[name] / first[name] - 1 for name in first}
-    print(json.dumps({"epochs": epochs, **growth, "emptied": sum(in_steps)}), flush=True)
+    more = last["reserved"] - first["reserved"]
+    print(json.dumps({"epochs": epochs, **growth, "reserved_bytes": more, "emptied": sum(in_steps)}), flush=True)
 
 
 if __name__ == "__main__":
