@@ -123,6 +123,18 @@ def _scenario(cell: Cell, cache: Path, folder: Path, *words: str) -> tuple[int, 
     return done.returncode, said
 
 
+def _script(name: str, number: int, version: str, cache: Path, folder: Path) -> dict[str, Any]:
+    """Run a script of this folder, and return the line of JSON that it ends with, or its error."""
+    command = [sys.executable, str(HERE / f"{name}.py"), str(folder), str(number)]
+    environment = _environment(version, cache, folder)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"')]
+    if not lines or done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no result"])[-1][:300]}
+    said: dict[str, Any] = json.loads(lines[-1])
+    return said
+
+
 def _broken(folder: Path) -> str:
     """Return which file of a run isn't whole."""
     for path in folder.glob("run/weights/*.pt"):
@@ -148,15 +160,9 @@ def kill(kills: int, version: str, cache: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_data(folder)
-        command = [sys.executable, str(HERE / "kills.py"), str(folder), str(kills)]
-        environment = _environment(version, cache, folder)
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        lines = [line for line in done.stdout.splitlines() if line.startswith('{"kills"')]
-        if not lines or done.returncode:
-            return f"failed: {(done.stderr.strip().splitlines() or [''])[-1][:300]}"
-        said = json.loads(lines[-1])
-        if said["broken"]:
-            return f"failed: {said['broken'][:3]}"
+        said = _script("kills", kills, version, cache, folder)
+        if wrong := said.get("error") or said["broken"][:3]:
+            return f"failed: {wrong}"
         for number in range(said["kept"]):
             shutil.rmtree(folder / "run")
             (folder / f"kept-{number}").rename(folder / "run")
@@ -175,13 +181,9 @@ def memory(epochs: int, version: str, cache: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_data(folder)
-        command = [sys.executable, str(HERE / "memory.py"), str(folder), str(epochs)]
-        environment = _environment(version, cache, folder)
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"epochs"')]
-    if not lines or done.returncode:
-        return f"failed: {(done.stderr.strip().splitlines() or [''])[-1][:300]}"
-    said = json.loads(lines[-1])
+        said = _script("memory", epochs, version, cache, folder)
+    if wrong := said.get("error"):
+        return f"failed: {wrong}"
     text = ", ".join(f"{name} {said[name]:+.2%}" for name in ("allocated", "reserved", "host"))
     text += f", caches emptied in training steps: {said['emptied']}"
     grown = max(said["allocated"], said["host"]) > MOST_GROWTH

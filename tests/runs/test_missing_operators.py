@@ -24,9 +24,6 @@ LACKS = [
 
 TRAINING = """
 import json, sys
-import torch
-
-import xpu_simulator
 from ultralytics import YOLO
 seen = []
 model = YOLO("yolo11n.yaml")

@@ -18,7 +18,7 @@ import torch
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..patches import Patch, is_upstream, patch
-from ..run import Run, StashKey, saved_settings
+from ..run import CHECKPOINT_KEY, Run, StashKey, saved_settings
 from ..transfer import to_host
 
 __all__: list[str] = []
@@ -113,8 +113,7 @@ def save(original: Callable[..., Any], obj: Any, *args: Any, **kwargs: Any) -> A
     """Leave the state out of a checkpoint that nothing can go on from: that of a finished run."""
     settings = saved_settings(obj) if isinstance(obj, dict) else {}
     if settings.pop(_KEY, None) is not None and obj.get("optimizer") is None:
-        key = next(key for key, value in obj.items() if isinstance(value, dict) and _KEY in value)
-        obj = {**obj, key: settings}
+        obj = {**obj, CHECKPOINT_KEY: settings}
     return original(obj, *args, **kwargs)
 
 
@@ -200,16 +199,15 @@ def _step_if_due(trainer: Any) -> None:
 
 def _seed(trainer: Any) -> None:
     """Let whatever is drawn in an epoch, here and in the loader's workers, follow from the seed and the epoch."""
-    rank = (
-        max(getattr(trainer, "rank", 0), 0) if not torch.distributed.is_initialized() else torch.distributed.get_rank()
-    )
-    entropy = (int(trainer.args.seed), int(trainer.epoch), rank)
-    seed = int(np.random.SeedSequence([abs(number) for number in entropy]).generate_state(1)[0])
+    is_distributed = torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if is_distributed else 0
+    entropy = np.random.SeedSequence([abs(int(trainer.args.seed)), int(trainer.epoch), rank])
+    seed = int(entropy.generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     loader = trainer.train_loader
-    if torch.distributed.is_initialized() and hasattr(getattr(loader, "sampler", None), "set_epoch"):
+    if is_distributed and hasattr(getattr(loader, "sampler", None), "set_epoch"):
         loader.sampler.set_epoch(trainer.epoch)  # which Ultralytics does later, when workers have their order already
     for generator in _generators(loader):
         generator.manual_seed(seed)

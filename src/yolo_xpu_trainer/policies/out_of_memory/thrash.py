@@ -55,7 +55,8 @@ class Thrash:
 
 
 def _retries(index: int) -> int:
-    return int(torch.xpu.memory_stats(index).get("num_alloc_retries", 0))
+    statistics = getattr(torch.xpu, "memory_stats", None)  # as the other figures, not in every release
+    return int(statistics(index).get("num_alloc_retries", 0)) if statistics else 0
 
 
 def _can_be_halved(trainer: Any) -> bool:
