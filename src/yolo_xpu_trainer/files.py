@@ -12,6 +12,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,8 @@ def _flush(path: Path) -> None:
 def _rename(source: Path, target: Path) -> None:
     for pause in (*_PAUSES, None):
         try:
-            os.replace(source, target)
+            with _freed_beside(target):
+                os.replace(source, target)
         except PermissionError:  # on Windows, as long as somebody reads the target
             if pause is None:
                 raise
@@ -76,6 +78,27 @@ def _rename(source: Path, target: Path) -> None:
                 os.fsync(directory)
             finally:
                 os.close(directory)
+
+
+@contextmanager
+def _freed_beside(replaced: Path) -> Iterator[None]:
+    """Let a thread wait until a replaced file's blocks are free, which takes as long as writing as many.
+
+    Not on Windows, where a file that is open can't be replaced, nor on a disk that needs the blocks at once.
+    """
+    held = None
+    if os.name != "nt":
+        with contextlib.suppress(OSError):  # there is none yet, or it can't be read
+            held = os.open(replaced, os.O_RDONLY)
+            disk = os.fstatvfs(held)
+            if disk.f_bavail * disk.f_frsize < 4 * os.fstat(held).st_size:
+                os.close(held)
+                held = None
+    try:
+        yield
+    finally:
+        if held is not None:
+            threading.Thread(target=os.close, args=(held,), name="xpu-free-blocks").start()
 
 
 def remove_leftovers(directory: Path) -> list[Path]:

@@ -7,9 +7,10 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,31 @@ def test_writing_on_a_disk_is_flushed_before_the_rename(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", lambda *paths: (order.append("renamed"), replace(*paths)))
     AtomicPath(tmp_path / "a").write_bytes(b"new")
     assert order == ["flushed", "renamed", "flushed"]  # the file, then the directory
+
+
+def test_nothing_holds_a_file_that_was_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "a.pt"
+    for text in ("one", "two", "three"):
+        AtomicPath(target).write_text(text)
+    for thread in threading.enumerate():
+        if thread.name == "xpu-free-blocks":
+            thread.join()
+    held = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own
+            held.append(os.readlink(f"/proc/self/fd/{fd}"))
+    assert not [path for path in held if str(tmp_path) in path]
+
+
+def test_a_disk_that_is_nearly_full_gets_the_old_files_blocks_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.pt"
+    target.write_bytes(b"old")
+    started: list[str] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
+    disk = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: os.statvfs_result((*disk[:4], 0, *disk[5:])))
+    AtomicPath(target).write_bytes(b"new")
+    assert not started
+    assert target.read_bytes() == b"new"
