@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,9 @@ import torch
 import ultralytics.engine.trainer
 from ultralytics import YOLO
 
+import xpu_simulator
 from xpu_simulator import faults
+from xpu_simulator.profiles import PROFILES
 from yolo_xpu_trainer import DeviceLostError, NotEnoughMemoryError, Precision, Run, devices
 from yolo_xpu_trainer.policies import out_of_memory
 from yolo_xpu_trainer.policies.out_of_memory import thrash
@@ -25,6 +28,8 @@ from yolo_xpu_trainer.policies.out_of_memory.step import Step
 
 from ..conftest import Train, TrainingData
 from ..datasets import WRITERS
+
+MIB = 1 << 20
 
 TEXTS = [
     None,
@@ -183,16 +188,30 @@ def test_an_optimizers_step_is_whole_or_not_made(
 
 
 def test_an_allocator_that_thrashes_has_the_batch_halved_once(
-    train: Train, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+    train: Train, digits_data: str, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retries = [0]
+    properties = PROFILES["arc-b580"].properties
+    assert properties is not None
+    small = replace(PROFILES["arc-b580"], properties=replace(properties, total_memory=480 * MIB))
+    monkeypatch.setitem(PROFILES, "small", small)
+    size, most = 100 * MIB, 164 * MIB
+    kept: list[torch.Tensor] = []
 
-    def count(trainer: Any) -> None:
-        retries[0] += 1
+    def fill(trainer: Any) -> None:
+        torch.xpu.empty_cache()
+        kept.append(torch.empty(torch.xpu.mem_get_info()[0] - most - 32 * MIB, dtype=torch.uint8, device="xpu"))
 
-    real = torch.xpu.memory_stats
-    monkeypatch.setattr(torch.xpu, "memory_stats", lambda *args: {**real(*args), "num_alloc_retries": retries[0]})
-    trainer = train(epochs=24, batch=4, val=False, amp=False, callbacks={"on_train_batch_end": count})
+    def take_more_than_before(trainer: Any) -> None:  # as images of growing sizes do: no cached block is large enough
+        nonlocal size
+        size = min(size + 2 * MIB, most)
+        if trainer.batch_size == 4:
+            torch.empty(size, dtype=torch.uint8, device="xpu")
+
+    with xpu_simulator.use_profile("small"):
+        before = torch.xpu.memory_stats().get("num_alloc_retries", 0)
+        callbacks = {"on_train_start": fill, "on_train_batch_end": take_more_than_before}
+        trainer = train(data=digits_data, epochs=2, batch=4, val=False, amp=False, callbacks=callbacks)
+        assert torch.xpu.memory_stats()["num_alloc_retries"] - before >= 16
     assert trainer.batch_size == 2
     (said,) = [text for record in log if "Reducing to batch=2" in (text := record.getMessage())]
     assert "out of memory" in said

@@ -1,7 +1,8 @@
 """Memory that only suffices because the allocator empties its cache again and again has the batch halved, once.
 
-Each time it waits for the device and gives all cached memory back to the driver. Model: Composer's automatic
-microbatching, which reacts to `num_alloc_retries` likewise.
+Each time it waits for the device and gives all cached memory back to the driver, which the XPU's allocator counts as
+CUDA's does (`alloc_block` in `c10/xpu/XPUCachingAllocator.cpp`). Model: Composer's automatic microbatching, which
+reacts to `num_alloc_retries` likewise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .step import PENDING
 __all__ = ["Thrash", "watch"]
 
 _BATCHES = 10  # between two looks
+_MOST = 8  # of them; Ultralytics itself empties the cache after an epoch
 _LOOKS = 2  # in a row, so that a rare large batch doesn't halve all
 
 
@@ -45,7 +47,7 @@ class Thrash:
         """
         more = retries - self._retries
         self._retries = retries
-        self._in_a_row = self._in_a_row + 1 if more >= _BATCHES else 0
+        self._in_a_row = self._in_a_row + 1 if more >= _MOST else 0
         return self._in_a_row >= _LOOKS
 
     def is_time_to_look(self) -> bool:
