@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +150,53 @@ def test_a_folder_that_cannot_be_made_ends_a_run_with_its_name(train: Train, tmp
         train(project=str(tmp_path / "file"))
     assert not_ours(refused.value)
     assert (tmp_path / "file").read_text() == "a file"
+
+
+NOT_ALLOWED = (  # a superuser's program is, unless it gives that right up
+    ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+)
+
+
+@pytest.mark.skipif(os.name == "nt" or (bool(NOT_ALLOWED) and not shutil.which("setpriv")), reason="needs setpriv")
+@pytest.mark.parametrize("when", ["before", "in an epoch"])
+def test_a_folder_that_is_read_only_ends_a_run_with_its_name_and_stays_as_it_is(
+    last: Path, tmp_path: Path, when: str
+) -> None:
+    weights = tmp_path / "run" / "weights"
+    weights.mkdir(parents=True)
+    checkpoint = torch.load(last, map_location="cpu", weights_only=False)
+    checkpoint["train_args"]["save_dir"] = str(weights.parent)
+    torch.save(checkpoint, weights / "last.pt")
+    script = """
+import sys
+from pathlib import Path
+from ultralytics import YOLO
+from yolo_xpu_trainer.__main__ import main
+
+weights = Path(sys.argv[1])
+def close(*args):
+    for folder in (weights.parent, weights):
+        folder.chmod(0o555)
+if sys.argv[2] == "before":
+    close()
+    sys.exit(main(["train", "resume=True", f"model={weights / 'last.pt'}"]))
+model = YOLO(weights / "last.pt")
+model.add_callback("on_train_epoch_start", close)
+model.train(resume=True)
+"""
+    command = [*NOT_ALLOWED, sys.executable, "-c", script, str(weights), when]
+    environment = {**os.environ, "XPU_SIMULATOR": "arc-b580"}
+    before = (weights / "last.pt").read_bytes()
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    finally:
+        for folder in (weights.parent, weights):
+            folder.chmod(0o755)
+    assert done.returncode not in (0, None)
+    said = done.stderr
+    assert "ermission denied" in said
+    assert str(weights.parent) in said
+    if when == "in an epoch":
+        assert f"{weights / 'last.pt'} is whole" in said
+    assert (weights / "last.pt").read_bytes() == before
+    assert not list(weights.glob(".*"))

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
                 _tell(console, f"{end}", f"every epoch is trained, only the evaluation of {best} is missing")
                 break
             if not worth or not left:
-                _tell(console, f"{end}", "" if worth else "which another process wouldn't change")
+                _tell(console, f"{end}", "" if worth else "a new process would end likewise")
                 break
             pause = min(args.pause * 2**restart, _LONGEST_PAUSE)
             if checkpoint.is_file():
