@@ -143,7 +143,7 @@ def test_a_trial_on_the_simulated_device_fails_cleanly(monkeypatch: pytest.Monke
     monkeypatch.setenv("XPU_SIMULATOR", "arc-b580")
     found = trial(torch.device("xpu", 0))
     assert found is not None
-    assert "riton" in found.seen  # Inductor's own words
+    assert "compiling a tiny function failed (" in found.seen  # and Inductor's own words, another in each release
 
 
 @pytest.mark.parametrize(
