@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 from ultralytics import YOLO
 
 from xpu_simulator import faults
@@ -202,3 +206,43 @@ def test_a_run_that_three_faults_end_equals_plain_ultralytics_stopped_and_resume
     assert [int(row["epoch"]) for row in table(seen)] == [1, 2, 3, 4, 5]
     theirs, own = expected.model.state_dict(), seen.model.state_dict()
     assert [name for name, value in own.items() if not torch.equal(value.cpu(), theirs[name])] == []
+
+
+ON_TWO_XPUS = """
+import shutil, sys
+from pathlib import Path
+import torch
+from torch.utils import _pytree as pytree
+from ultralytics import YOLO
+
+if __name__ == "__main__":  # the workers import this file, too
+    data, project = sys.argv[1], Path(sys.argv[2])
+    weights = project / "run" / "weights"
+    YOLO("yolo11n.yaml").train(
+        data=data, project=str(project), name="run", epochs=3, save_period=1, imgsz=32, batch=4, nbs=16, workers=0,
+        plots=False, device="xpu:0,1", xpu_exact_resume=True,
+    )
+    shutil.copy(weights / "epoch2.pt", project / "undisturbed.pt")
+    shutil.copy(weights / "epoch0.pt", weights / "last.pt")  # as if both had been killed after the first epoch
+    YOLO(weights / "last.pt").train(resume=True)
+"""
+
+
+def test_two_gpus_go_on_exactly(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(ON_TWO_XPUS)
+    done = subprocess.run(
+        [sys.executable, str(script), data("detect"), str(tmp_path)],
+        env={**os.environ, "XPU_SIMULATOR": "max-1550"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = (tmp_path / "undisturbed.pt", tmp_path / "run" / "weights" / "epoch2.pt")
+    states = [torch.load(file, weights_only=False)[CHECKPOINT_KEY]["exact"] for file in files]
+    assert [state["waiting"] for state in states] == [3, 3]
+    undisturbed, resumed = ([x for x in pytree.tree_leaves(s) if isinstance(x, torch.Tensor)] for s in states)
+    assert len(undisturbed) == len(resumed) > 1000
+    assert [i for i, (a, b) in enumerate(zip(undisturbed, resumed, strict=True)) if not torch.equal(a, b)] == []
