@@ -351,7 +351,9 @@ def test_a_worker_limits_what_it_takes_of_its_own_device(
 
 
 @pytest.mark.parametrize("error", ["exhaustion_39", "exhaustion_40", "exhaustion_20"])
-def test_a_driver_that_gives_more_than_there_is_does_not_fail(data: TrainingData, tmp_path: Path, error: str) -> None:
+def test_a_driver_that_gives_more_than_there_is_does_not_fail_where_the_allocator_has_a_limit(
+    data: TrainingData, tmp_path: Path, error: str
+) -> None:
     # torch-xpu-ops#3155, #1324: without a limit the kernels fail, in the end with DEVICE_LOST
     arguments = {"epochs": 1, "imgsz": 128, "batch": 8, "workers": 0, "plots": False, "val": False, "amp": False}
     script = (
@@ -366,8 +368,14 @@ def test_a_driver_that_gives_more_than_there_is_does_not_fail(data: TrainingData
     }
     command = [sys.executable, "-c", script, data("detect"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Reducing to batch" in done.stdout + done.stderr
+    if hasattr(torch.xpu, "set_per_process_memory_fraction"):
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "Reducing to batch" in done.stdout + done.stderr
+    else:  # before 2.10 nothing limits the allocator: a new process can go on, as `--restarts` does
+        assert done.returncode
+        *_, said = done.stderr.splitlines()
+        assert "DeviceLostError" in said
+        assert "most often because memory ran out" in said
 
 
 @pytest.mark.parametrize("makes", ["all first", "one by one"])
