@@ -1,8 +1,9 @@
 """Count what plain Ultralytics and ours do on the same simulated XPU, side by side, and fail where a goal is lost.
 
 Everything but the host's time is counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
-is in fp32 at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch; the second epoch counts.
-The peaks of memory are those of a training in fp32 and one in bf16 (plain Ultralytics: fp16), at each moment.
+is at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch, in bf16 (plain Ultralytics: fp16)
+and in fp32; the second epoch counts. The peaks of memory are those of another training, at each of its moments.
+`--versions` compares what ours does on older versions of Ultralytics with what it does on the installed one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .cases import CASES, Case
+from .cases import CASES, PRECISIONS, Case
 
 PROFILE = "arc-b580"
 ROUNDS = 2  # of timed trainings, plain and ours in turn
@@ -48,17 +49,19 @@ def run(case: Case, data: str, directory: Path, timed: bool) -> tuple[Any, Any]:
     from .counting import train
     from .memory import peaks
 
-    shared = {"optimizer": case.optimizer, "project": str(directory), "name": "run"}
+    shared = {
+        "optimizer": case.optimizer,
+        "amp": case.precision == "bf16",
+        "project": str(directory),
+        "name": "run",
+    }
     ours_only = {"xpu_log_every": 3600.0}
     model = f"{case.model}.yaml"
     plain = train(case.plain, model, data, shared, around=plain_ultralytics)
     ours = train(case.ours, model, data, {**shared, **ours_only})
-    for precision, amp in (("fp32", False), ("bf16", True)) if case.optimizer == "AdamW" else ():
-        options = {**shared, "amp": amp}
-        of_plain = peaks(case.plain, model, data, options, around=plain_ultralytics)
-        of_ours = peaks(case.ours, model, data, options)
-        plain.peaks |= {(precision, moment): held for moment, held in of_plain.items()}
-        ours.peaks |= {(precision, moment): held for moment, held in of_ours.items()}
+    if case.optimizer == "AdamW":
+        plain.peaks = peaks(case.plain, model, data, shared, around=plain_ultralytics)
+        ours.peaks = peaks(case.ours, model, data, shared)
     plain.seconds.clear()
     ours.seconds.clear()
     tiny = {**shared, "epochs": 4, "imgsz": 32, "val": False, "save": False}
@@ -81,7 +84,7 @@ def cells(plain: Any, ours: Any) -> list[str]:
         f"{s.h2d['pageable', 'blocking'] / n:.0f} + {s.h2d['pinned', 'non_blocking'] / n:.0f}" for s, n in per_step
     ]
     launches = [s.launches / n for s, n in per_step]
-    by_plain = {ratio(held, plain.peaks[key]): ", ".join(key) for key, held in ours.peaks.items()}
+    by_plain = {ratio(held, plain.peaks[moment]): moment for moment, held in ours.peaks.items()}
     return [
         f"{both(*launches)} ({ratio(*reversed(launches)):.2f} x)",
         both(*(waits(s) / n for s, n in per_step), digits=1),
@@ -96,7 +99,7 @@ def cells(plain: Any, ours: Any) -> list[str]:
 
 
 HEADINGS = [
-    "model, optimizer",
+    "model, optimizer, precision",
     "launches a step",
     "waits a step",
     "copies a step, pageable + pinned",
@@ -122,14 +125,42 @@ def lines_of(name: str, found: Any) -> list[str]:
         ("an image, validation", lines(found.validation, found.images)),
         ("a checkpoint", lines(found.save, 1)),
     ]
-    peaks = [f"  {name} {held / 2**20:6.1f} MiB: {' '.join(key)}" for key, held in found.peaks.items()]
+    peaks = [f"  {name} {held / 2**20:6.1f} MiB: {moment}" for moment, held in found.peaks.items()]
     return peaks + [f"  {name} {n:6.2f} {per}: {line}" for per, counter in parts for line, n in counter.most_common()]
+
+
+def by_version(versions: list[str], optimizers: list[str], console: Console) -> int:
+    """Print what a step of ours does on older versions, and fail where it isn't near the installed one's."""
+    from ..matrix.__main__ import CACHE
+    from .versions import VERSIONS, lost, step
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    table = Table("Ultralytics", *(f"{o}: {what} a step" for o in optimizers for what in ("launches", "waits")))
+    failures: list[str] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        newest = {optimizer: step(None, optimizer, CACHE) for optimizer in optimizers}
+        for version in progress.track([*(versions or VERSIONS), None], description="training"):
+            row = []
+            for optimizer in optimizers:
+                found = step(version, optimizer, CACHE) if version else newest[optimizer]
+                row += [f"{found.launches:.0f}", f"{found.waits:.1f}"] if found else ["-", "-"]
+                if version and found and (at_newest := newest[optimizer]):
+                    failures += lost(version, optimizer, found, at_newest)
+            table.add_row(version or "installed", *row)
+    console.print(table)
+    for line in failures:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    print(f"{len(failures)} goals lost")
+    return 1 if failures else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(case.model for case in CASES)))
     parser.add_argument("--optimizers", nargs="+", default=["AdamW", "MuSGD"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--versions", nargs="*", help="of Ultralytics; alone: a sample", metavar="VERSION")
     parser.add_argument("--untimed", action="store_true", help="leave the host's time out")
     parser.add_argument(
         "--lines", action="store_true", help="name the lines that wait or copy, and the moments' memory"
@@ -137,6 +168,8 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table for a README")
     args = parser.parse_args()
     console = Console(width=None if os.isatty(1) else 200)
+    if args.versions is not None:
+        return by_version(args.versions, args.optimizers, console)
     failures: list[str] = []
     table = Table(*HEADINGS)
     rows: list[list[str]] = []
@@ -151,7 +184,11 @@ def main() -> int:
 
         batch_bytes = SETTINGS["batch"] * 3 * SETTINGS["imgsz"] ** 2
         data: dict[str, str] = {}
-        cases = [case for case in CASES if case.model in args.models and case.optimizer in args.optimizers]
+        cases = [
+            case
+            for case in CASES
+            if case.model in args.models and case.optimizer in args.optimizers and case.precision in args.precisions
+        ]
         for case in progress.track(cases, description="training"):
             if case.task not in data:
                 target = directory / case.task

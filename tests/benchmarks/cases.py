@@ -1,11 +1,13 @@
-"""What is trained: every task's small model, with the optimizers that Ultralytics chooses by itself."""
+"""What is trained: every task's small model, in two precisions, with the optimizers that Ultralytics chooses."""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "PRECISIONS", "Case"]
+
+PRECISIONS = ("bf16", "fp32")
 
 _TASKS = {"": "detect", "-seg": "segment", "-pose": "pose", "-obb": "obb", "-cls": "classify"}
 _TRAINERS = {
@@ -19,15 +21,17 @@ _TRAINERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model and an optimizer.
+    """A model, an optimizer and a precision.
 
     Attributes:
         model: The model's name, such as "yolo11n-seg".
         optimizer: "AdamW" or "MuSGD".
+        precision: "bf16", which is plain Ultralytics' fp16, or "fp32".
     """
 
     model: str
     optimizer: str
+    precision: str
 
     @property
     def task(self) -> str:
@@ -47,11 +51,12 @@ class Case:
         return found
 
     def __str__(self) -> str:
-        return f"{self.model} {self.optimizer}"
+        return f"{self.model} {self.optimizer} {self.precision}"
 
 
 CASES = [
-    Case(model, optimizer)
+    Case(model, optimizer, precision)
+    for precision in PRECISIONS
     for model in ("yolo11n", "yolo26n", "yolo11n-seg", "yolo26n-seg", "yolo11n-pose", "yolo11n-obb", "yolo11n-cls")
     for optimizer in ("AdamW", "MuSGD")
 ]

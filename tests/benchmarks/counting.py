@@ -25,7 +25,6 @@ SETTINGS: dict[str, Any] = {
     "workers": 1,
     "cache": "ram",
     "warmup_epochs": 0,
-    "amp": False,
     "plots": False,
     "seed": 0,
     "exist_ok": True,
@@ -45,7 +44,7 @@ class Counted:
         images: How many images it had.
         save: What the saving of a checkpoint did.
         peak_memory: The most bytes that tensors held in a step.
-        peaks: The most bytes that they held, by precision and moment.
+        peaks: The most bytes that they held, by moment.
         seconds: How long each step took, from the end of the one before, but for each epoch's first.
     """
 
@@ -55,7 +54,7 @@ class Counted:
     images: int = 0
     save: Counts = field(default_factory=Counts)
     peak_memory: int = 0
-    peaks: dict[tuple[str, str], int] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -101,10 +100,17 @@ def train(
     gc.collect()  # a trainer and its model are a cycle: the last one's would count
     with around():
         found = YOLO(model)
+        found.add_callback("on_train_start", settle)
         for event, callback in _stopwatch(done, lines).items():
             found.add_callback(event, callback)
         found.train(trainer=_counting(trainer, done), data=data, **{**SETTINGS, **options})
     return done
+
+
+def settle(trainer: Any) -> None:
+    """Let a gradient scaler start at a scale at which no step is skipped: a skipped one doesn't count."""
+    if trainer.scaler.is_enabled():
+        trainer.scaler = torch.amp.GradScaler("xpu", init_scale=1.0)
 
 
 def _counting(trainer: type, done: Counted) -> type:

@@ -11,7 +11,7 @@ import torch
 
 import xpu_simulator
 
-from .counting import SETTINGS
+from .counting import SETTINGS, settle
 
 __all__ = ["MOMENTS", "peaks"]
 
@@ -54,9 +54,6 @@ def peaks(
 ) -> dict[str, int]:
     """Train for two epochs, in whose first the second batch runs out of memory and is halved.
 
-    Plain Ultralytics' gradient scaler starts at a scale at which no step is skipped: with skipped ones there would be
-    no optimizer state.
-
     Args:
         trainer: An Ultralytics trainer, or one of ours.
         model: The model's YAML file.
@@ -97,10 +94,6 @@ def _steps(found: _Peaks) -> dict[str, Callable[[Any], None]]:
     """Return callbacks that measure the steps, and order the second to run out of memory."""
     steps = 0
     under_way: list[Any] = []
-
-    def settle(trainer: Any) -> None:
-        if trainer.scaler.is_enabled():
-            trainer.scaler = torch.amp.GradScaler("xpu", init_scale=1.0)
 
     def end(trainer: Any = None) -> None:
         if under_way:

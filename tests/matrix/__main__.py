@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ VERSIONS = [
 SAMPLE = ["8.3.0", "8.4.60", "8.4.110", "8.4.190"]
 FLOOR = ("2.5.1", "8.3.0")  # of torch and of Ultralytics, as pyproject.toml has them
 PROFILES = ["arc-b580", "arc-a770"]
+CACHE = Path(tempfile.gettempdir()) / "ultralytics-versions"
 CHECKS = Path(__file__).with_name("checks.py")
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = "installed"  # the torch of this interpreter
@@ -67,6 +69,7 @@ def interpreter(torch: str, cache: Path) -> str:
 def overlay(version: str, cache: Path) -> list[Path]:
     """Return the directories that put a version of Ultralytics in front of the installed one, made where missing."""
     made = [_installed(cache / f"ultralytics-{version}", [f"ultralytics=={version}"])]
+    shutil.rmtree(made[0] / "tests", ignore_errors=True)  # which would be found in the place of this package
     numbers = tuple(map(int, version.split(".")))
     if numbers <= (8, 3, 163):
         made.append(_installed(cache / "old-requirements", OLD_REQUIREMENTS))
@@ -135,7 +138,7 @@ def main() -> int:
     parser.add_argument("--versions", nargs="+", default=SAMPLE)
     parser.add_argument("--profiles", nargs="+", default=PROFILES[:1])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many cells at a time")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ultralytics-versions")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args()
     versions, profiles = (VERSIONS, PROFILES) if args.all else (args.versions, args.profiles)
     releases = args.torch

@@ -15,10 +15,16 @@ ROOT = Path(__file__).parents[2]
 
 def test_one_command_prints_the_table_and_keeps_the_goals() -> None:
     command = [sys.executable, "-m", "tests.benchmarks", "--models", "yolo11n", "yolo11n-seg", "--optimizers", "AdamW"]
-    done = subprocess.run([*command, "--untimed", "--markdown"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--untimed", "--markdown", "--precisions", "bf16"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 cases, 0 goals lost" in done.stdout
     assert [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| yolo")] == [
-        "| yolo11n AdamW",
-        "| yolo11n-seg AdamW",
+        "| yolo11n AdamW bf16",
+        "| yolo11n-seg AdamW bf16",
     ]

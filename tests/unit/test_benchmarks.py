@@ -10,12 +10,13 @@ import pytest
 
 from xpu_simulator import Counts
 
+from ..benchmarks import versions
 from ..benchmarks.cases import CASES, Case
 from ..benchmarks.counting import Counted
 from ..benchmarks.goals import REACHED, lost
 
 ROOT = Path(__file__).parents[2]
-CASE = Case("yolo11n", "AdamW")
+CASE = Case("yolo11n", "AdamW", "fp32")
 
 
 def counted(waits: int = 2, launches: int = 900, pageable: int = 2) -> Counted:
@@ -23,7 +24,7 @@ def counted(waits: int = 2, launches: int = 900, pageable: int = 2) -> Counted:
     step = Counts(
         launches=launches, syncs=Counter({("item", "a line"): waits}), h2d={("pageable", "blocking"): pageable}
     )
-    peaks = {("bf16", "validation"): 1000}
+    peaks = {"save": 1000}
     return Counted(step=step, steps=1, images=8, peak_memory=1000, peaks=peaks, seconds=[0.5, 0.7, 0.6])
 
 
@@ -40,7 +41,7 @@ def test_goals_that_are_reached_are_not_reported() -> None:
         (replace(counted(), validation=Counts(syncs=Counter({("item", "a line"): 25}))), "in validation"),
         (replace(counted(), save=Counts(syncs=Counter({("item", "a line"): 11}))), "a checkpoint"),
         (replace(counted(), peak_memory=1200), "peak memory"),
-        (replace(counted(), peaks={("bf16", "validation"): 1200}), "peak memory, bf16, validation"),
+        (replace(counted(), peaks={"save": 1200}), "peak memory, save"),
         (replace(counted(), seconds=[0.6]), "host time"),
     ],
 )
@@ -49,6 +50,14 @@ def test_a_goal_that_is_lost_is_named(worse: Counted, named: str) -> None:
     (failure,) = lost(CASE, counted(launches=1000), worse, batch_bytes=100)
     assert failure.startswith("yolo11n AdamW")
     assert named in failure
+
+
+@pytest.mark.parametrize(
+    ("launches", "waits", "named"), [(1099, 2.1, []), (1101, 2, ["launches"]), (1000, 3, ["waits"])]
+)
+def test_an_older_version_that_does_more_in_a_step_is_named(launches: float, waits: float, named: list[str]) -> None:
+    found = versions.lost("8.3.0", "AdamW", versions.Step(launches, waits), versions.Step(1000, 2))
+    assert [line.split()[2] for line in found] == named
 
 
 def test_every_case_has_goals() -> None:

@@ -1,0 +1,128 @@
+"""An older Ultralytics assigns labels to anchors without asking the device, as its later releases do.
+
+Before 8.4.120 or so it asks whether an anchor is assigned to several labels, and before 8.4.100 or so it brings the
+labels' classes to the host to index with them: a sync a step each.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..hookspecs import hookimpl
+from ..own_code import is_known
+from ..patches import Patch, like, patch, stand_in
+from ..run import Run, StashKey
+
+__all__: list[str] = []
+
+
+class _Answering(torch.Tensor):
+    """A tensor with an answer of its own to one call, and a plain one to every other."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            is_asked = not kwargs and args and type(args[0]) is cls
+            answer = cls._answer(func, *args) if is_asked else None
+            return func(*args, **(kwargs or {})) if answer is None else answer
+
+    @classmethod
+    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Most(_Answering):
+    """To how many labels an anchor is assigned at most: to several, whatever the device knows."""
+
+    @classmethod
+    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
+        return True if func is torch.Tensor.gt and others == (1,) else None
+
+
+class _Labels(_Answering):
+    """To how many labels each anchor is assigned."""
+
+    @classmethod
+    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
+        return tensor.max().as_subclass(_Most) if func is torch.Tensor.max and not others else None
+
+
+class _Assigned(_Answering):
+    """Which anchors are assigned to which labels."""
+
+    @classmethod
+    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
+        return tensor.sum(-2).as_subclass(_Labels) if func is torch.Tensor.sum and others == (-2,) else None
+
+
+def _asks(original: Callable[..., Any]) -> bool:
+    return is_known(original) and "if fg_mask.max() > 1:" in inspect.getsource(inspect.unwrap(original))
+
+
+@patch(
+    "ultralytics.utils.tal:TaskAlignedAssigner.select_highest_overlaps",
+    why="it asks the device, with a sync, whether an anchor is assigned to several labels",
+    needed=_asks,
+)
+def select_highest_overlaps(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Let each anchor keep its best label, also where none has several, for whom that changes nothing."""
+    at = next((i for i, value in enumerate(args) if isinstance(value, torch.Tensor)), None)  # it was a static method
+    if at is None or type(args[at]) is not torch.Tensor or args[at].device.type != "xpu":
+        return original(*args, **kwargs)
+    return original(*args[:at], args[at].as_subclass(_Assigned), *args[at + 1 :], **kwargs)
+
+
+_INDICES = "torch.zeros([2, self.bs, self.n_max_boxes], dtype=torch.long)"
+_DEVICE = StashKey["torch.device | None"]()
+"""Where the boxes are that are being assigned."""
+
+
+def _indexes_from_host(original: Callable[..., Any]) -> bool:
+    return is_known(original) and _INDICES in inspect.getsource(inspect.unwrap(original))
+
+
+@patch(
+    "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
+    why="it brings the labels' classes to the host, with a sync, and back",
+    needed=_indexes_from_host,
+)
+def get_box_metrics(
+    run: Run, original: Callable[..., Any], self: Any, pd_scores: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Compute how well anchors and labels go together, with indices that are made where the boxes are."""
+    run.stash[_DEVICE] = getattr(pd_scores, "device", None)
+    try:
+        return original(self, pd_scores, *args, **kwargs)
+    finally:
+        run.stash[_DEVICE] = None
+
+
+@stand_in(
+    "ultralytics.utils.tal:torch",
+    why="it would make the indices of the labels' classes on the host",
+    everywhere=False,
+    needed=lambda original: get_box_metrics.is_needed(),
+)
+def torch_of_assigner(run: Run, original: Any) -> Any:
+    """Return a stand-in for the module `torch`, whose `zeros` makes those indices where the boxes are."""
+
+    @functools.wraps(original.zeros)
+    def zeros(*size: Any, **kwargs: Any) -> Any:
+        device = run.stash.get(_DEVICE, None)
+        is_indices = len(size) == 1 and isinstance(size[0], list) and size[0][:1] == [2] and len(size[0]) == 3
+        if device is not None and is_indices and kwargs == {"dtype": torch.long}:
+            kwargs["device"] = device
+        return original.zeros(*size, **kwargs)
+
+    return like(original, zeros=zeros)
+
+
+@hookimpl
+def xpu_patches(trainer: Any) -> list[Patch]:
+    """Leave the device unasked, where this version of Ultralytics asks it."""
+    return [select_highest_overlaps, get_box_metrics, torch_of_assigner]
