@@ -37,12 +37,12 @@ class Limits:
 
 
 REACHED = {
-    "yolo11n": Limits(waits=2, pageable=2, launches=Launches(0.79, 0.92)),
-    "yolo26n": Limits(waits=4, pageable=4, launches=Launches(0.81, 0.93)),
-    "yolo11n-seg": Limits(waits=3, pageable=3, launches=Launches(0.81, 0.93), validation=3.5),
-    "yolo26n-seg": Limits(waits=18, pageable=6, launches=Launches(0.84, 0.95), validation=5.5),
-    "yolo11n-pose": Limits(waits=4, pageable=5, launches=Launches(0.81, 0.93)),
-    "yolo11n-obb": Limits(waits=8, pageable=2, launches=Launches(0.82, 0.93), validation=5),
+    "yolo11n": Limits(waits=2, pageable=1, launches=Launches(0.79, 0.92)),
+    "yolo26n": Limits(waits=4, pageable=2, launches=Launches(0.81, 0.93)),
+    "yolo11n-seg": Limits(waits=3, pageable=2, launches=Launches(0.81, 0.93), validation=3.5),
+    "yolo26n-seg": Limits(waits=14, pageable=2, launches=Launches(0.84, 0.95), validation=5.5),
+    "yolo11n-pose": Limits(waits=2, pageable=3, launches=Launches(0.81, 0.93)),
+    "yolo11n-obb": Limits(waits=2, pageable=1, launches=Launches(0.82, 0.93), validation=5),
     "yolo11n-cls": Limits(waits=0, pageable=0, launches=Launches(0.72, 0.88)),
 }
 _SAVE = 10  # waits for a checkpoint

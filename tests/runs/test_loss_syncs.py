@@ -59,11 +59,11 @@ def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(trai
     [
         ("detect", "yolo26n.yaml", 4),
         ("segment", "yolo11n-seg.yaml", 3),
-        ("segment", "yolo26n-seg.yaml", 18),
-        ("pose", "yolo11n-pose.yaml", 4),
-        ("pose", "yolo26n-pose.yaml", 30),
-        ("obb", "yolo11n-obb.yaml", 8),
-        ("obb", "yolo26n-obb.yaml", 16),
+        ("segment", "yolo26n-seg.yaml", 14),
+        ("pose", "yolo11n-pose.yaml", 2),
+        ("pose", "yolo26n-pose.yaml", 26),
+        ("obb", "yolo11n-obb.yaml", 2),
+        ("obb", "yolo26n-obb.yaml", 4),
         ("classify", "yolo11n-cls.yaml", 0),
     ],
 )

@@ -1,4 +1,4 @@
-"""Avoid host-device syncs in the loss: cached anchors and constants, label counts taken on the host."""
+"""Avoid host-device syncs in the loss: cached anchors and constants, labels that the host knows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..batches import changes_batches
-from ..hookspecs import hookimpl
-from ..options import Option
-from ..patches import Patch, like, patch, stand_in
-from ..run import Run, StashKey
+from ...batches import changes_batches
+from ...hookspecs import hookimpl
+from ...options import Option
+from ...patches import Patch, like, patch, stand_in
+from ...run import Run, StashKey
+from .host_labels import IN_LOSS, keep, known, loss
 
 __all__ = ["LabelCounts"]
 
@@ -64,11 +65,15 @@ _COUNTS = StashKey[WeakTensorKeyDictionary]()
 
 @hookimpl(wrapper=True)
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> Generator[None, Any, Any]:
-    """Count a batch's labels while they are on the host."""
+    """Count a batch's labels while they are on the host, and keep them there."""
     run: Run = trainer.xpu
+    if not run.options[FEWER_SYNCS] or run.stash.get(_OFF, False):
+        return (yield)
     index = batch.get("batch_idx")
-    counts = _count(index, batch.get("img")) if run.options[FEWER_SYNCS] and not run.stash.get(_OFF, False) else None
+    counts = _count(index, batch.get("img"))
+    labels = dict(batch) if isinstance(batch, dict) else {}
     moved = yield
+    keep(run, labels, moved)
     there = moved.get("batch_idx") if isinstance(moved, dict) else None
     if counts is not None and isinstance(there, torch.Tensor) and there is not index:
         _remember(run, there, counts)
@@ -174,6 +179,7 @@ def preprocess(
 def torch_of_losses(run: Run, original: Any) -> Any:
     """Return a stand-in for the module `torch`, of which `tensor` copies the same few numbers to the device once.
 
+    In Ultralytics' own losses the host goes on knowing them, as a loss reads the image's size back.
     Its `cat` notes that what begins with the column of a batch's image indices has the counts of that batch.
     """
     kept: OrderedDict[Any, torch.Tensor] = OrderedDict()
@@ -193,7 +199,10 @@ def torch_of_losses(run: Run, original: Any) -> Any:
                 kept[key] = original.tensor(data, **kwargs)
             if len(kept) > _CONSTANTS_KEPT:
                 kept.popitem(last=False)
-        return kept[key].clone()
+        made = kept[key].clone()
+        if not run.stash.get(IN_LOSS, False):
+            return made
+        return known(made, original.tensor(data, dtype=made.dtype))
 
     @functools.wraps(original.cat)
     def cat(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -253,4 +262,4 @@ def xpu_patches(trainer: Any) -> list[Patch]:
             f"may change them. If it leaves batch_idx as it is, or replaces it, set {FEWER_SYNCS.key}=True."
         )
         return [make_anchors, torch_of_losses, max_of_losses]
-    return [make_anchors, preprocess, torch_of_losses, max_of_losses]
+    return [loss, make_anchors, preprocess, torch_of_losses, max_of_losses]
