@@ -140,3 +140,22 @@ def test_it_takes_a_fraction_of_the_kernels(xpu: torch.device) -> None:
             step()
         counted.append(counts.launches)
     assert counted[1] < 0.5 * counted[0]
+
+
+def test_updates_are_those_of_the_installed_ultralytics_but_for_rounding(xpu: torch.device) -> None:
+    expected, seen = optimizer(xpu, torch.channels_last), musgd.batched(optimizer(xpu, torch.channels_last))
+    before = [weight.clone() for group in seen.param_groups for weight in group["params"]]
+    for made in (expected, seen):
+        draw(made, 0)
+        made.step()
+    found = [[weight for group in made.param_groups for weight in group["params"]] for made in (expected, seen)]
+    for start, one, other in zip(before, *found, strict=True):
+        assert (one - other).norm() < 5e-3 * (one - start).norm(), one.shape
+
+
+def test_a_small_matrix_is_not_padded_to_the_height_of_a_large_one(xpu: torch.device) -> None:
+    updates = [torch.randn(rows, 64, device=xpu) for rows in (64, 32, 4, 3, 1)]
+    with xpu_simulator.count() as counts:
+        musgd.orthogonal(updates)
+    norms = [n for name, n in counts.launches_by_op.items() if "vector_norm" in name]
+    assert norms == [2]  # 64, 32 and 4; 3 and 1

@@ -1,13 +1,13 @@
-"""MuSGD, which `optimizer=auto` takes for long trainings, updates all weights together, as in the newest Ultralytics.
+"""MuSGD, which `optimizer=auto` takes for long trainings, updates all weights together, in few kernels.
 
-Ultralytics 8.4.0 to 8.4.100 or so orthogonalises each weight's update by itself: 7,700 kernels a step of a YOLO11n.
+Ultralytics 8.4.0 to 8.4.100 or so orthogonalises each weight's update by itself: 7,700 kernels a step of a YOLO11n. The
+newest one does so together; here that takes some 50 kernels less.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,15 +20,16 @@ __all__ = ["batched", "orthogonal"]
 _MODULE = "ultralytics.optim.muon"
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic Newton-Schulz iteration, as Ultralytics has them
 _ITERATIONS, _EPSILON = 5, 1e-7
+_MOST_PADDED = 16  # times a matrix's rows
 
 
 @hookimpl(tryfirst=True)  # the first answer counts, and this one is of its kind alone
 def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
-    """Let a MuSGD that goes through its weights one by one take all of them at once."""
+    """Let Ultralytics' MuSGD take all weights of a kind at once."""
     kind = type(optimizer)
     if getattr(sys.modules.get(_MODULE), "MuSGD", None) is not kind:
         return None
-    if not is_known(kind.step) or "_foreach_" in inspect.getsource(inspect.unwrap(kind.step)):
+    if not is_known(kind.step):
         return None
     for group in optimizer.param_groups:  # what fails in the middle of a step can't be made good
         if group["use_muon"]:
@@ -99,7 +100,7 @@ def orthogonal(updates: Any) -> list[torch.Tensor]:
     for i, update in enumerate(found):
         scale = max(1.0, update.size(-2) / update.size(-1)) ** 0.5
         kinds.setdefault((update[0].numel(), scale, update.dtype, update.device), []).append(i)
-    for (columns, scale, dtype, device), members in kinds.items():
+    for (columns, scale, dtype, device), members in _of_like_heights(found, kinds):
         matrices = [_as_matrix(found[i]) for i in members]
         # Rows of zeros stay zeros, so that matrices of different heights go together.
         joined = torch.zeros(len(members), max(map(len, matrices)), columns, dtype=torch.bfloat16, device=device)
@@ -110,6 +111,19 @@ def orthogonal(updates: Any) -> list[torch.Tensor]:
         for j, (i, matrix) in enumerate(zip(members, matrices, strict=True)):
             found[i] = _laid_out_as(found[i], done[j, : len(matrix)])
     return found
+
+
+def _of_like_heights(updates: list[torch.Tensor], kinds: dict[Any, list[int]]) -> Iterator[tuple[Any, list[int]]]:
+    """Yield what goes together, of which no matrix is more than 16 times as high as another, as in Ultralytics.
+
+    Padding all to the highest would take more time and memory than the kernels that it saves.
+    """
+    for kind, members in kinds.items():
+        members = sorted(members, key=lambda i: -len(updates[i]))
+        while members:
+            fitting = [i for i in members if len(updates[members[0]]) <= _MOST_PADDED * len(updates[i])]
+            yield kind, fitting
+            members = members[len(fitting) :]
 
 
 def _as_matrix(tensor: torch.Tensor) -> torch.Tensor:
