@@ -33,7 +33,7 @@ MOST_WORDS_OF_MEDIAN_PAGE = 800
 
 # What a page tells its reader to type that can only be tried there: it changes the machine, or needs its hardware.
 ON_THE_READERS_MACHINE = {"sudo", "ls", "docker", "export", "source", r".venv\Scripts\activate"}
-INSTALLED = {"torch", "torchvision", "ultralytics", "scikit-learn", "tox", "yolo-xpu-trainer", "git+ADDRESS"}
+INSTALLED = {"pip", "torch", "torchvision", "ultralytics", "scikit-learn", "tox", "yolo-xpu-trainer", "git+ADDRESS"}
 OF_EXAMPLES = {"./xpu-grey", "./yolo-xpu-trainer/tests/simulator"}  # folders of the page on plugins
 
 
@@ -197,6 +197,8 @@ def check_yolo(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def check_python(words: list[str]) -> None:
     if words[:1] == ["-c"]:
         ast.parse(words[1])
+    elif words[:2] == ["-m", "pip"]:
+        check_pip(words[2:])
     elif words[:1] == ["-m"]:
         assert importlib.util.find_spec(words[1])
 
