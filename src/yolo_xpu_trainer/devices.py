@@ -264,7 +264,8 @@ def why_none() -> Problem | None:
     if not _is_compiled():
         return Problem(
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
-            remedy=f"Install an XPU build: `{XPU_WHEELS}`.",
+            # Where any torch is installed, pip finds the requirement met and changes nothing.
+            remedy=f"Install an XPU build in its place: `pip uninstall -y torch torchvision`, then `{XPU_WHEELS}`.",
         )
     masks = {k: os.environ[k] for k in _MASKS if os.environ.get(k)}
     if masks:

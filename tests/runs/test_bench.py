@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,7 +139,12 @@ def test_run_without_xpu_measures_cpu_and_says_why(
     text = (directory / "bench.md").read_text(encoding="utf-8")
     assert text in printed
     for row, mode in zip(rows(text), ("train", "infer"), strict=True):
-        assert row[3:7] == [torch.__version__, report["environment"]["ultralytics"], "0.1.0", f"{mode} fp32"]
+        assert row[3:7] == [
+            torch.__version__,
+            report["environment"]["ultralytics"],
+            version("yolo-xpu-trainer"),
+            f"{mode} fp32",
+        ]
         assert re.fullmatch(r"[\d.]+ \([\d.]+-[\d.]+\)", row[7])
         assert row[8:] == ["same code", "-"]
     picture = cv2.imread(str(directory / "bench.png"))

@@ -294,5 +294,5 @@ def test_missing_scikit_learn_is_explained(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert main(TINY) == 2
-    assert 'pip install "yolo-xpu-trainer[demo]"' in capsys.readouterr().err
+    assert "pip install scikit-learn" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

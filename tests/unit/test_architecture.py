@@ -12,11 +12,9 @@ import pytest
 
 import yolo_xpu_trainer
 from yolo_xpu_trainer import activation, policies, trainers
-from yolo_xpu_trainer.commands import options as options_command
 from yolo_xpu_trainer.plugins import built_in
 
 PACKAGE = Path(yolo_xpu_trainer.__file__).parent
-README = Path(__file__).resolve().parents[2] / "README.md"
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
@@ -148,11 +146,3 @@ def test_a_type_checker_knows_every_public_name_and_no_other(tmp_path: Path) -> 
     assert "yolo_xpu_trainer.trainers.XPUDetectionTrainer" in known.stdout
     assert unknown.returncode == 1
     assert 'Module "yolo_xpu_trainer" has no attribute "XPUDetectionTriner"' in unknown.stdout
-
-
-# Options
-
-
-def test_the_readmes_table_of_options_is_what_policies_declare() -> None:
-    rows = [f"| `{key}` | `{default}` | {what} |" for key, default, what in options_command.rows()]
-    assert "\n".join(rows) in README.read_text(encoding="utf-8")

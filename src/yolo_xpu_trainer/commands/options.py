@@ -11,7 +11,7 @@ __all__ = ["add_arguments", "rows", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--markdown", action="store_true", help="print the table of the README")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/options.md")
 
 
 def rows() -> list[tuple[str, str, str]]:

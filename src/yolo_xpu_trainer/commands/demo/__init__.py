@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("sklearn") is None:
         raise UsageError(
             "scikit-learn is not installed, and the demo takes its handwritten digits from it. "
-            'Install it with: pip install "yolo-xpu-trainer[demo]"'
+            "Install it with: pip install scikit-learn"
         )
     from ... import devices  # imported here, like everything that imports PyTorch, so that --help is fast
 
