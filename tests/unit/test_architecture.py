@@ -20,7 +20,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code"},
+    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code", "remedies", "diagnosis"},
     {"options", "devices", "device_errors"},
     {"recovery"},
     {"run"},
