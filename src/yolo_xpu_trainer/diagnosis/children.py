@@ -91,7 +91,7 @@ def lines(command: Sequence[str], environ: Mapping[str, str], seconds: float) ->
 
 
 def _read(stream: IO[bytes], said: queue.Queue[str | None]) -> None:
-    with contextlib.suppress(OSError, ValueError):  # closed under our hands
+    with stream:
         for line in stream:
             said.put(line.decode(errors="replace").rstrip("\r\n"))
     said.put(None)

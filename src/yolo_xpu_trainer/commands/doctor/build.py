@@ -70,7 +70,7 @@ def build(machine: Machine) -> Build | None:
     """Read which PyTorch is installed, None where there is none."""
     for directory in machine.packages:
         path = directory / "torch"
-        if path.is_dir():
+        if any((path / name).exists() for name in ("version.py", "__init__.py", "lib")):
             told = _constants(machine.read(path / "version.py"))
             version = told.get("__version__") or ""
             if not version and (found := machine.distribution("torch")):
@@ -109,11 +109,10 @@ def _python(machine: Machine) -> Diagnosis:
 
 
 def _torch_build(machine: Machine) -> Diagnosis:
-    if shadow := next((machine.folder / n for n in ("torch.py", "torch") if (machine.folder / n).exists()), None):
-        if shadow.parent not in machine.packages and not (shadow / "version.py").exists():
+    for name in ("torch.py", "torch/__init__.py"):
+        if (machine.folder / name).exists() and not (machine.folder / "torch" / "version.py").exists():
             return warning(
-                f"the working directory has a {shadow.name}{'/' * shadow.is_dir()}, which scripts there import instead "
-                "of PyTorch",
+                f"the working directory has a {name}, which scripts there import instead of PyTorch",
                 advice="Rename it.",
             )
     found = build(machine)
@@ -141,8 +140,9 @@ def _torch_release(machine: Machine) -> Diagnosis:
         return problem(f"PyTorch {found.version}: XPUs are supported from 2.5 on", *replace_build())
     if found.release == (2, 13) and found.kind == "XPU":
         return warning(
-            f"PyTorch {found.version}: its topk was seen to return wrong indices on XPUs (vllm-xpu-kernels#473), and with "
-            "driver 26.05 its nonzero to miss elements (torch-xpu-ops#4396); a detector may learn less, without an error",
+            f"PyTorch {found.version}: its topk was seen to return wrong indices on XPUs (vllm-xpu-kernels#473), and "
+            "with driver 26.05 its nonzero to miss elements (torch-xpu-ops#4396); a detector may learn less, without "
+            "an error",
             f"python -m {XPU_WHEELS} --upgrade",
         )
     if found.release == (2, 5) and found.kind == "XPU":
@@ -195,7 +195,8 @@ def _dependencies(machine: Machine) -> Diagnosis:
         return warning("PyTorch has no metadata (dist-info), so that pip doesn't know of it", *reinstall())
     if metadata.version.partition("+")[0] != found.version.partition("+")[0]:
         return problem(
-            f"PyTorch's files are of {found.version}, its metadata of {metadata.version}: one was installed over another",
+            f"PyTorch's files are of {found.version}, its metadata of {metadata.version}: one was installed over "
+            "another",
             *reinstall(),
         )
     wrong = []
@@ -280,7 +281,8 @@ def _wheel_safety(machine: Machine) -> Diagnosis:
         )
     if asking:
         return warning(
-            f"{'; '.join(sorted(set(asking))[:3])}, not {found.version}: the next `pip install` may replace the XPU build",
+            f"{'; '.join(sorted(set(asking))[:3])}, not {found.version}: the next `pip install` may replace the XPU "
+            "build",
             "python -m pip install torch torchvision torchaudio --upgrade --index-url " + XPU_INDEX,
             advice="Or uninstall what asks for it.",
         )

@@ -202,7 +202,7 @@ def _ultralytics() -> dict[str, Any]:
 
 
 def _patches() -> dict[str, list[list[str]]]:
-    """Return what is patched in Ultralytics: target, state, why and source of each, of the process and of a training."""
+    """Return what is patched in Ultralytics, of the process and of a training: target, state, why, source of each."""
     import contextlib
     import importlib
 

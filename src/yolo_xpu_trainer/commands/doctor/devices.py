@@ -54,8 +54,8 @@ def _devices(machine: Machine) -> Diagnosis:
         )
     if probe.state == "crashed":
         return problem(
-            f"asking the devices crashes (the process {probe.text}): Level Zero's loader and the driver may not fit each "
-            "other (pytorch#179891)",
+            f"asking the devices crashes (the process {probe.text}): Level Zero's loader and the driver may not fit "
+            "each other (pytorch#179891)",
             *install(machine),
             advice=f"Update both together: {WINDOWS_DRIVER if machine.is_windows else CLIENT_DRIVERS}, then restart.",
         )
@@ -88,10 +88,10 @@ def _matrix_units(machine: Machine) -> Diagnosis:
         if family and family.has_matrix_units and not device["matrix"]:
             apt = ("sudo apt install intel-ocloc",) if any("apt " in command for command in install(machine)) else ()
             return warning(
-                f"{device['shown']} has matrix units, but the driver's compiler denies them (pytorch#196074): training is "
-                "in fp16, and slower than it need be",
+                f"{device['shown']} has matrix units, but PyTorch is told that it has none, as where libocloc is "
+                "missing (pytorch#196074): amp=True takes fp16 instead of bf16",
                 *apt,
-                advice="Install libocloc (on Ubuntu the package intel-ocloc) in the driver's version. amp='bf16' insists.",
+                advice="libocloc must be of the driver's version. amp='bf16' takes bf16 all the same.",
             )
     return ok("as seen: " + ", ".join(f"xpu:{i} {'yes' if d['matrix'] else 'no'}" for i, d in enumerate(found)))
 

@@ -11,7 +11,6 @@ from .seen import unless, xpus
 __all__ = ["CHECKS", "masks", "oneapi_variables"]
 
 _SELECTOR, _AFFINITY = "ONEAPI_DEVICE_SELECTOR", "ZE_AFFINITY_MASK"
-_HIERARCHY = "ZE_FLAT_DEVICE_HIERARCHY"
 _FP64 = ("OverrideDefaultFP64Settings", "IGC_EnableDPEmulation")
 _RELAXED = "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS"
 # Of the unified runtime's Level Zero adapters; a name that is like none of these isn't called misspelt.
@@ -45,11 +44,6 @@ def oneapi_variables(machine: Machine) -> list[str]:
 
 def _device_masks(machine: Machine) -> Diagnosis:
     given = masks(machine)
-    if machine.environ.get(_HIERARCHY, "").upper() == "COMPOSITE":
-        return warning(
-            f"{_HIERARCHY}=COMPOSITE makes one device of a card's two tiles, which PyTorch's documentation advises against",
-            *machine.unset(_HIERARCHY),
-        )
     if not given:
         return ok("none is set")
     shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -80,8 +74,8 @@ def _oneapi(machine: Machine) -> Diagnosis:
     if version.startswith("2.5."):
         return ok("active, as PyTorch 2.5 needs it")
     return warning(
-        f"oneAPI's environment is active ({', '.join(found)}): its libraries stand in front of those that PyTorch brings "
-        "(pytorch#145155)",
+        f"oneAPI's environment is active ({', '.join(found)}): its libraries are found before those that PyTorch "
+        "brings (pytorch#145155)",
         advice="Open a new shell in which setvars isn't run; only PyTorch 2.5 needs it.",
     )
 
@@ -124,8 +118,8 @@ def _sycl_cache(machine: Machine) -> Diagnosis:
     runtime = str((imported.value or {}).get("xpu") or "") if imported.state == "ok" else ""
     if machine.environ.get("SYCL_CACHE_PERSISTENT") == "1" and runtime >= "20250300":
         return warning(
-            f"SYCL_CACHE_PERSISTENT=1 is set; SYCL runtimes from 2025.3 on ({runtime} here) were seen to crash with it, "
-            "without a traceback (intel/llvm#22853, sglang#34567)",
+            f"SYCL_CACHE_PERSISTENT=1 is set; SYCL runtimes from 2025.3 on ({runtime} here) were seen to crash with "
+            "it, without a traceback (intel/llvm#22853, sglang#34567)",
             *machine.unset("SYCL_CACHE_PERSISTENT"),
         )
     return ok("nothing against it")

@@ -22,8 +22,8 @@ def _host_memory(machine: Machine) -> Diagnosis:
     if available < _MEMORY:
         return warning(
             f"{available / _GIB:.1f} GiB of the host's memory are free",
-            advice="Close other programs, or train with workers=1 and without cache=ram. An integrated GPU's memory is the "
-            "host's.",
+            advice="Close other programs, or train with workers=1 and without cache=ram. An integrated GPU's memory is "
+            "the host's.",
         )
     return ok(f"{available / _GIB:.1f} GiB free")
 

@@ -16,7 +16,10 @@ __all__ = ["CHECKS"]
 
 _SLOW = 20  # seconds
 
-_ONEAPI = "oneAPI's environment is active, whose libraries stand in front of those that PyTorch brings (pytorch#145155, #149953)"
+_ONEAPI = (
+    "oneAPI's environment is active, whose libraries are found before those that PyTorch brings (pytorch#145155, "
+    "#149953)"
+)
 
 
 def _driver_missing(machine: Machine, text: str) -> Diagnosis:
@@ -34,8 +37,8 @@ def _windows_dll(machine: Machine, text: str) -> Diagnosis:
         "`import torch` fails: c10_xpu.dll, or a library that it needs, can't be loaded (pytorch#138986). The graphics "
         "driver is missing or too old, or the download was broken",
         *reinstall(),
-        advice=f"First install or update Intel's graphics driver and restart: {WINDOWS_DRIVER}. If the error stays, run "
-        "these commands.",
+        advice=f"First install or update Intel's graphics driver and restart: {WINDOWS_DRIVER}. If the error stays, "
+        "run these commands.",
     )
 
 
@@ -62,8 +65,8 @@ def _broken(machine: Machine, text: str) -> Diagnosis:
 def _old_system(machine: Machine, text: str) -> Diagnosis:
     return problem(
         f"`import torch` fails: the system's C library is older than PyTorch needs ({_short(text)})",
-        advice=f"Use a newer distribution, or in conda an environment with a newer libstdcxx-ng. {CLIENT_DRIVERS} names "
-        "those that Intel's driver is for.",
+        advice=f"Use a newer distribution, or in conda an environment with a newer libstdcxx-ng. {CLIENT_DRIVERS} "
+        "names those that Intel's driver is for.",
     )
 
 
@@ -164,10 +167,11 @@ def _crashed(machine: Machine, probe: Probe) -> Diagnosis:
         )
     found = build(machine)
     return problem(
-        f"`import torch` crashes (the process {probe.text}), as it does where libraries of different releases are mixed",
+        f"`import torch` crashes (the process {probe.text}), as it does where libraries of different releases are "
+        "mixed",
         *reinstall(),
-        advice="If it crashes again, the driver's loader and driver may not fit each other (pytorch#179891): update both "
-        f"together, {CLIENT_DRIVERS}" + (f". PyTorch is {found.version}." if found else "."),
+        advice="If it crashes again, Level Zero's loader and driver may not fit each other (pytorch#179891): update "
+        f"both together, {CLIENT_DRIVERS}" + (f". PyTorch is {found.version}." if found else "."),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ...diagnosis import Machine, Probe
 from ...diagnosis.children import ChildError, HungError
+from .build import build
 from .plan import lacking, with_needed
 
 __all__ = ["Probes"]
@@ -45,7 +46,7 @@ class Probes(Mapping[str, Probe]):
 
     def _make(self, found: dict[str, Probe]) -> None:
         """Make all of them, in one process and in another one after each that hangs or crashes."""
-        if not any((path / "torch").is_dir() for path in self._machine.packages):
+        if build(self._machine) is None:
             found["import"] = Probe(text="PyTorch isn't installed")
         ends = time.monotonic() + 2 * self._machine.seconds
         while time.monotonic() < ends:

@@ -35,7 +35,8 @@ def _oneccl(machine: Machine) -> Diagnosis:
         return not_applicable("oneCCL isn't a package here")
     if found.version.startswith("2022.") and machine.environ.get("CCL_ALLREDUCE") != "ring":
         return warning(
-            f"oneCCL {found.version}: with it several Arc Pro B60 were seen to hang in all_reduce (oneCCL#215, vllm#50545)",
+            f"oneCCL {found.version}: with 2022 several Arc Pro B60 were seen to hang in all_reduce (oneCCL#215, "
+            "vllm#50545)",
             "export CCL_ALLREDUCE=ring",
             advice="With that it worked, some 30 % slower; so did oneCCL 2021.17.",
         )
