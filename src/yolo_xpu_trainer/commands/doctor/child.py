@@ -22,7 +22,7 @@ __all__ = ["PROBES", "main"]
 
 _MIB = 1 << 20
 _COPIED = 64 * _MIB
-_SECONDS_OF_NUMERICS = 2.5
+_SECONDS_OF_NUMERICS, _SECONDS_OF_WHAT_IS_NEEDED = 2.5, 15.0
 
 
 def main(names: list[str] | None = None) -> None:
@@ -42,7 +42,8 @@ def main(names: list[str] | None = None) -> None:
             found[name] = Probe(text=reason)
         else:
             try:
-                found[name] = Probe("ok", PROBES[name](), text="")
+                arguments = [lambda: say(alive=True)] if name == "numerics" else []
+                found[name] = Probe("ok", PROBES[name](*arguments), text="")
             except (Exception, SystemExit) as error:
                 found[name] = Probe("error", text=f"{type(error).__name__}: {error}".strip())
         say(probe=name, state=found[name].state, value=found[name].value, text=found[name].text)
@@ -154,15 +155,19 @@ def _copied(torch: Any, device: Any, index: int) -> tuple[float, bool]:
     return _COPIED / max(best, 1e-9), bool(torch.equal(there.cpu(), host))
 
 
-def _numerics() -> list[dict[str, Any]]:
-    """Compare with the CPU what no training can do without, then as much of the rest as fits in a few seconds."""
+def _numerics(alive: Callable[[], None]) -> list[dict[str, Any]]:
+    """Compare with the CPU what no training can do without, and as much of the rest as fits into a few seconds.
+
+    Args:
+        alive: Called after each comparison: where kernels are compiled at first use they may take long, all in all.
+    """
     import torch
 
     from ... import devices
     from ...numerics import examine
     from ...plugins import hooks
 
-    ends = time.perf_counter() + _SECONDS_OF_NUMERICS
+    began = time.perf_counter()
     checks = [check for found in hooks().xpu_numerics() for check in found]
     checks.sort(key=lambda check: bool(check.instead))
     found = []
@@ -174,7 +179,9 @@ def _numerics() -> list[dict[str, Any]]:
             if not finding.right and finding.check is not None:
                 advice = finding.check.instead or finding.check.advice
                 row["wrong" if finding.check.instead else "fatal"].append([str(finding), advice])
-            if time.perf_counter() > ends:
+            alive()
+            needed = finding.check is not None and not finding.check.instead
+            if time.perf_counter() - began > (_SECONDS_OF_WHAT_IS_NEEDED if needed else _SECONDS_OF_NUMERICS):
                 break
         found.append(row)
     return found
@@ -290,7 +297,7 @@ def _other_checks() -> list[dict[str, Any]]:
     return found
 
 
-PROBES: dict[str, Callable[[], Any]] = {
+PROBES: dict[str, Callable[..., Any]] = {
     "import": _import,
     "devices": _devices,
     "precision": _precision,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
+from . import environment, kernel, user_driver
 from .gpus import family_of
 from .seen import is_compiled, unless, xpus
 from .user_driver import install
 
 __all__ = ["CHECKS"]
+
+_CAUSES = (*kernel.CHECKS, *user_driver.CHECKS, environment.CHECKS[0])
+"""What keeps PyTorch from seeing an XPU."""
 
 _UNSUPPORTED = "not officially supported by PyTorch XPU"
 
@@ -74,6 +78,8 @@ def _devices(machine: Machine) -> Diagnosis:
     if not is_compiled(machine):
         return not_applicable("this PyTorch is built without XPU support")
     seen, remedy = probe.value["reason"]
+    if causes := [check.name for check in _CAUSES if check.examine(machine).verdict is Verdict.PROBLEM]:
+        return problem(f"No XPU: {seen}", advice=f"Fix `{causes[0]}` first (`yolo-xpu doctor --check {causes[0]}`).")
     return problem(f"No XPU: {seen}", *(() if machine.is_windows else install(machine)), advice=remedy)
 
 

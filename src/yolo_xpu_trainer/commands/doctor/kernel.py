@@ -13,6 +13,7 @@ from .seen import no_xpu_seen, xpus
 __all__ = ["CHECKS", "container"]
 
 _NODES = "/dev/dri"
+_DRIVERS = ("i915", "xe")
 _BAR_WITHOUT_RESIZING = 256 << 20
 _MARKS_OF_CONTAINERS = re.compile(r"docker|kubepods|containerd|libpod|lxc")
 _LIMITED = "Resizable BAR is off: the processor sees {} MiB of the card's memory at a time, which slows copies down"
@@ -80,7 +81,7 @@ def _kernel_driver(machine: Machine) -> Diagnosis:
     found = gpus(machine)
     if not found:
         return no_xpu_seen(machine) or not_applicable("no Intel GPU is on the PCI bus")
-    driven = [gpu for gpu in found if gpu.driver in ("i915", "xe")]
+    driven = [gpu for gpu in found if gpu.driver in _DRIVERS]
     if driven:
         shown = ", ".join(f"{gpu.driver} has {gpu}" for gpu in driven)
         if odd := [gpu for gpu in driven if gpu.driver == "xe" and gpu.family.name.startswith("Arc A")]:
@@ -118,9 +119,18 @@ def _without_driver(machine: Machine, gpu: GPU) -> Diagnosis:
         )
     return problem(
         f"no kernel driver has {gpu}: {needed} is loaded, and doesn't know it (Linux {machine.kernel})",
-        f"sudo dmesg | grep -i -e {needed} -e '{gpu.address}'",
-        advice=f"Install a newer kernel, and linux-firmware with it: {CLIENT_DRIVERS}",
+        *_newer_kernel(machine),
+        advice=f"Install a newer kernel, and linux-firmware with it: {CLIENT_DRIVERS}. What the driver says: "
+        f"`sudo dmesg | grep -i -e {needed} -e {gpu.address}`",
     )
+
+
+def _newer_kernel(machine: Machine) -> tuple[str, ...]:
+    """Return the commands that install a newer kernel on an Ubuntu with long-term support; none elsewhere."""
+    found = re.search(r'^VERSION_ID="?(\d[02468]\.04)', machine.read("/etc/os-release"), re.MULTILINE)
+    if not found or "ubuntu" not in machine.read("/etc/os-release").lower():
+        return ()
+    return ("sudo apt update", f"sudo apt install linux-generic-hwe-{found[1]}", "sudo reboot")
 
 
 def _nodes(machine: Machine) -> list[Path]:
@@ -145,7 +155,7 @@ def _device_files(machine: Machine) -> Diagnosis:
             advice="Run this on the host, with the image's name at the end, in place of the command that started the "
             "container.",
         )
-    if not any(gpu.driver for gpu in found):
+    if not any(gpu.driver in _DRIVERS for gpu in found):
         return not_applicable("no kernel driver has an Intel GPU")
     return problem(
         f"there is no {_NODES}/renderD*, though a kernel driver has the GPU",

@@ -68,10 +68,9 @@ def _summary(results: Sequence[Result]) -> str:
         many = f"{problems} problem{'s' * (problems > 1)}" + f", {warnings} warning{'s' * (warnings > 1)}" * bool(
             warnings
         )
-        return (
-            f"[bold]A training won't run on an XPU here[/]: {many}. Begin with {escape(first)}. "
-            "`yolo-xpu doctor --fix` prints the commands as one script."
-        )
+        scripted = any(result.diagnosis.fix for result in results)
+        hint = " `yolo-xpu doctor --fix` prints the commands as one script." * scripted
+        return f"[bold]A training won't run on an XPU here[/]: {many}. Begin with {escape(first)}.{hint}"
     if warnings:
         return f"[bold]A training will run[/], with {warnings} warning{'s' * (warnings > 1)}; {tail}."
     return f"[bold]All is well[/]: {tail}. `yolo-xpu doctor --verbose` shows them."

@@ -41,6 +41,7 @@ CHECKS: tuple[DoctorCheck, ...] = (
 """Every built-in check, in the order in which what it looks at is installed: the first problem is where to begin."""
 
 _OTHERS = "other-checks"
+_GROUP = "yolo_xpu_trainer"  # of entry points; `hookspecs`, which says so, imports PyTorch
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def examine(machine: Machine, wanted: Iterable[DoctorCheck], *, with_others: boo
         with_others: Whether other packages' checks follow.
     """
     chosen = tuple(wanted)
+    with_others = with_others and _has_plugins(machine)
     names = {name for check in chosen for name in check.probes}
     asked = replace(machine, probes=Probes(machine, names | ({_OTHERS} if with_others else set())))
     for check in chosen:
@@ -74,6 +76,11 @@ def examine(machine: Machine, wanted: Iterable[DoctorCheck], *, with_others: boo
             yield Result(check, not_applicable(f"the check itself failed: {type(error).__name__}: {error}"))
     if with_others:
         yield from others(asked)
+
+
+def _has_plugins(machine: Machine) -> bool:
+    """Whether any installed package names a plugin of ours; else no process is begun to ask them."""
+    return any(entry.group == _GROUP for package in machine.distributions() for entry in package.entry_points)
 
 
 def others(machine: Machine) -> Iterator[Result]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...diagnosis import Diagnosis, Machine, not_applicable
+from ...diagnosis import Diagnosis, Machine, Probe, not_applicable
 
-__all__ = ["is_compiled", "no_xpu_seen", "unless", "xpus"]
+__all__ = ["is_compiled", "last_words", "no_xpu_seen", "unless", "xpus"]
+
+_LAST = 15
 
 
 def xpus(machine: Machine) -> list[dict[str, Any]]:
@@ -31,3 +33,9 @@ def unless(machine: Machine, name: str) -> Diagnosis | None:
     """Return None where a probe has an answer; else why it hasn't."""
     probe = machine.probe(name)
     return None if probe.state == "ok" else not_applicable(f"can't tell: {probe.text}" if probe.text else "can't tell")
+
+
+def last_words(probe: Probe) -> tuple[tuple[str, ...], ...]:
+    """Return what a process printed before it crashed or was ended, as a table for a report."""
+    lines = [line for line in probe.said.splitlines() if line.strip()][-_LAST:]
+    return (("the last that the process printed",), *((line,) for line in lines)) if lines else ()

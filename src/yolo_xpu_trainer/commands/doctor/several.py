@@ -38,7 +38,7 @@ def _oneccl(machine: Machine) -> Diagnosis:
             f"oneCCL {found.version}: with 2022 several Arc Pro B60 were seen to hang in all_reduce (oneCCL#215, "
             "vllm#50545)",
             "export CCL_ALLREDUCE=ring",
-            advice="With that it worked, some 30 % slower; so did oneCCL 2021.17.",
+            advice="It worked with that, at a cost of some 30 %, and with oneCCL 2021.17.",
         )
     return ok(found.version)
 

@@ -33,7 +33,7 @@ _PACKAGES = ("libze1", "libze-intel-gpu1", "intel-level-zero-gpu", "intel-opencl
 # intel/compute-runtime 26.18.38308 is released with the loader 1.28 (intel/llvm#22280). A loader that is newer than the
 # driver asks it for functions that it lacks: torch.xpu.get_device_properties crashed (pytorch#179891).
 _LOADER_OF_DRIVER = ((1, 28), 38308)
-# Intel's guide for its TensorFlow extension, the oldest that any of its guides asks for on an Arc card.
+# What Intel's guide to TensorFlow on Arc cards in WSL asks for, in 2022; PyTorch's documents name no minimum.
 _OLDEST_OF_WINDOWS = (31, 0, 101, 3490)
 
 
@@ -110,9 +110,9 @@ def _user_driver(machine: Machine) -> Diagnosis:
         return ok(f"loader {_first(loader)}, driver {_first(driver)}", table=rows)
     if said := no_xpu_seen(machine):
         return said
-    where = "the container's image" if container(machine) else "this system"
+    where = "in the container's image" if container(machine) else "on this system"
     return problem(
-        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on {where}: the user-space driver isn't "
+        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not {where}: the user-space driver isn't "
         "installed",
         *install(machine),
         advice=f"By distribution: {CLIENT_DRIVERS}",
@@ -170,9 +170,10 @@ def _driver_version(machine: Machine) -> Diagnosis:
     if machine.is_windows:
         known = of_windows(machine) or []
         for name, version in known:
-            if (0,) < _numbers(version) < _OLDEST_OF_WINDOWS:
+            if not found and (0,) < _numbers(version) < _OLDEST_OF_WINDOWS:
                 return problem(
-                    f"{name} has the driver {version}, older than {'.'.join(map(str, _OLDEST_OF_WINDOWS))}",
+                    f"{name} has the driver {version}, older than {'.'.join(map(str, _OLDEST_OF_WINDOWS))}, the least "
+                    "that a guide of Intel's asks for",
                     advice=f"Update it with the Intel Driver & Support Assistant, then restart: {WINDOWS_DRIVER}",
                 )
         if known:
