@@ -14,6 +14,7 @@ import pytest
 from yolo_xpu_trainer.commands.doctor import gpus, report, runner
 from yolo_xpu_trainer.commands.doctor.runner import Result
 from yolo_xpu_trainer.diagnosis import Verdict
+from yolo_xpu_trainer.diagnosis.children import CrashedError
 
 from ..machines import GIB, HUNG, SEGFAULT, Setup, device, devices
 
@@ -135,7 +136,12 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "xe isn't loaded",
         "modprobe xe.*kernel is too old",
     ),
-    "a kernel older than the GPU": (no_kernel_driver, "kernel-driver", "doesn't know it", "newer kernel"),
+    "a kernel older than the GPU": (
+        lambda s: [no_kernel_driver(s), s.file("/etc/os-release", 'ID=ubuntu\nVERSION_ID="24.04"\n')],
+        "kernel-driver",
+        "doesn't know it",
+        "linux-generic-hwe-24.04.*reboot.*newer kernel",
+    ),
     "nomodeset": (
         lambda s: [no_kernel_driver(s), s.file("/proc/cmdline", "quiet nomodeset")],
         "kernel-driver",
@@ -225,7 +231,11 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "graphics driver: https",
     ),
     "Windows with a driver of 2022": (
-        lambda s: [s.on_windows(), setattr(s, "windows", "Intel(R) Arc(TM) A770 Graphics|31.0.101.3222")],
+        lambda s: [
+            s.on_windows(),
+            s.no_xpu(),
+            setattr(s, "windows", "Intel(R) Arc(TM) A770 Graphics|31.0.101.3222"),
+        ],
         "driver-version",
         "older than 31.0.101.3490",
         "Update it",
@@ -532,7 +542,12 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "uninstall it",
     ),
     "a check of another package that crashes": (
-        lambda s: s.told.update({"other-checks": SEGFAULT}),
+        lambda s: [
+            (s.site / "yolo_xpu_trainer-0.1.0.dist-info" / "entry_points.txt").write_text(
+                "[yolo_xpu_trainer]\na = a\n"
+            ),
+            s.told.update({"other-checks": SEGFAULT}),
+        ],
         "plugin-checks",
         "SIGSEGV",
         "YOLO_XPU_PLUGINS",
@@ -601,6 +616,20 @@ def test_wsl_and_windows_can_be_healthy(setup: Setup, tmp_path: Path) -> None:
     windows = Setup(tmp_path / "windows")
     windows.on_windows()
     assert runner.exit_status(examine(windows)) == 0
+
+
+def test_no_unfitting_fix_is_given_for_a_consequence(setup: Setup) -> None:
+    refused(setup)
+    found = {result.check.name: result.diagnosis for result in examine(setup)}
+    assert found["devices"].verdict is Verdict.PROBLEM
+    assert not found["devices"].fix
+    assert "Fix `permission` first" in found["devices"].advice
+
+
+def test_what_a_crashed_process_said_is_in_the_report(setup: Setup) -> None:
+    setup.told["import"] = CrashedError("ended by SIGSEGV", said="Fatal Python error\n  File x", status=-11)
+    text = report.as_markdown(examine(setup), setup.machine(), "1.0")
+    assert "| Fatal Python error |" in text
 
 
 def test_a_check_that_fails_itself_doesnt_end_the_others(setup: Setup) -> None:

@@ -211,8 +211,8 @@ def _dependencies(machine: Machine) -> Diagnosis:
         return problem(f"PyTorch {found.version} lacks what it was built with: {'; '.join(wrong[:4])}", *reinstall())
     if ipex := machine.distribution("intel-extension-for-pytorch"):
         return warning(
-            f"Intel Extension for PyTorch {ipex.version} is installed: it is discontinued, isn't needed, and works with "
-            "one release of PyTorch only",
+            f"Intel Extension for PyTorch {ipex.version} is installed: it is discontinued, isn't needed, and works "
+            "with one release of PyTorch only",
             "python -m pip uninstall -y intel-extension-for-pytorch",
         )
     return ok("what it was built with is here")

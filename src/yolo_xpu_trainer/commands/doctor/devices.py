@@ -8,7 +8,7 @@ from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicabl
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
 from . import environment, kernel, user_driver
 from .gpus import family_of
-from .seen import is_compiled, unless, xpus
+from .seen import is_compiled, last_words, unless, xpus
 from .user_driver import install
 
 __all__ = ["CHECKS"]
@@ -62,6 +62,7 @@ def _devices(machine: Machine) -> Diagnosis:
             "each other (pytorch#179891)",
             *install(machine),
             advice=f"Update both together: {WINDOWS_DRIVER if machine.is_windows else CLIENT_DRIVERS}, then restart.",
+            table=last_words(probe),
         )
     if probe.state == "error":
         return problem(f"asking the devices failed ({probe.text[:200]})", *install(machine))

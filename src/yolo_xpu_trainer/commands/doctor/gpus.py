@@ -30,8 +30,8 @@ class Family:
     driver: str = "i915"
 
 
-# By PCI id: Linux, include/drm/intel/pciids.h. Which are listed: docs.pytorch.org, notes/get_start_xpu.html. Of families
-# of which only some have matrix units, or of which it isn't known here, it isn't claimed.
+# By PCI id: Linux, include/drm/intel/pciids.h. Which are listed: docs.pytorch.org, notes/get_start_xpu.html. Matrix
+# units are claimed of families all of which are known to have them.
 _FAMILIES = {
     r"56[9abc].|4f8.": Family("Arc A (Alchemist)", True, True, True),
     r"e2..": Family("Arc B (Battlemage)", True, True, True, "xe"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, Probe, not_applicable, ok, problem, warning
 from ...remedies import CLIENT_DRIVERS, WINDOWS_DRIVER
 from .build import build, reinstall
 from .environment import oneapi_variables
+from .seen import last_words
 from .user_driver import install
 
 __all__ = ["CHECKS"]
@@ -119,9 +120,9 @@ def _torch_import(machine: Machine) -> Diagnosis:
     if probe.state == "not run":
         return not_applicable(probe.text)
     if probe.state == "hung":
-        return _hung(machine)
+        return replace(_hung(machine), table=last_words(probe))
     if probe.state == "crashed":
-        return _crashed(machine, probe)
+        return replace(_crashed(machine, probe), table=last_words(probe))
     if probe.state == "error":
         for pattern, diagnose in _CAUSES:
             if re.search(pattern, probe.text):
@@ -137,11 +138,7 @@ def _torch_import(machine: Machine) -> Diagnosis:
 
 
 def _hung(machine: Machine) -> Diagnosis:
-    log = (
-        ()
-        if os.name == "nt" or machine.is_windows
-        else ("sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20", "sudo reboot")
-    )
+    log = () if machine.is_windows else ("sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20", "sudo reboot")
     return problem(
         f"`import torch` didn't end within {machine.seconds:g} s: a GPU driver that hangs does this",
         *log,
