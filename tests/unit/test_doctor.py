@@ -245,6 +245,12 @@ def test_no_xccl() -> None:
 # What it is asked for
 
 
+def test_a_terminal_without_unicode_gets_marks_too() -> None:
+    code, answer = doctor("none", "--check", "python", PYTHONIOENCODING="cp1252")
+    assert code == 0
+    assert answer.startswith("ok python: Python")
+
+
 def test_list_names_every_check() -> None:
     code, answer = doctor("arc-b580", "--list")
     assert code == 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from yolo_xpu_trainer import commands
 from yolo_xpu_trainer.commands.doctor import gpus, report, runner
 from yolo_xpu_trainer.commands.doctor.runner import Result
 from yolo_xpu_trainer.diagnosis import Verdict
@@ -632,6 +633,14 @@ def test_what_a_crashed_process_said_is_in_the_report(setup: Setup) -> None:
     assert "| Fatal Python error |" in text
 
 
+def test_windows_doesnt_tell_the_cases_of_variables_apart(setup: Setup) -> None:
+    setup.on_windows()
+    setup.environ["OVERRIDEDEFAULTFP64SETTINGS"] = "1"
+    found = next(result for result in examine(setup) if result.check.name == "fp64-emulation")
+    assert found.verdict is Verdict.WARNING
+    assert found.diagnosis.fix == ("set OverrideDefaultFP64Settings=",)
+
+
 def test_a_check_that_fails_itself_doesnt_end_the_others(setup: Setup) -> None:
     setup.told["memory"] = [{}]
     results = {result.check.name: result for result in examine(setup)}
@@ -653,6 +662,14 @@ def test_every_check_has_a_name_of_its_own_and_says_what_it_looks_at() -> None:
     assert len(names) == len(set(names))
     assert all(re.fullmatch("[a-z0-9-]+", name) for name in names)
     assert all(check.what for check in runner.CHECKS)
+
+
+def test_the_page_names_every_check_and_option() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert {check.name for check in runner.CHECKS} <= set(re.findall("`([a-z0-9-]+)`", text))
+    parser = commands.build_parser("doctor")
+    options = set(re.findall(r"--[a-z]+", parser._subparsers._group_actions[0].choices["doctor"].format_help()))  # type: ignore
+    assert {option for option in options if option != "--help"} == set(re.findall(r"(?<=`)--[a-z]+", text))
 
 
 # What others read
@@ -696,11 +713,24 @@ def test_the_report_holds_no_name_home_path_host_or_token(setup: Setup, tmp_path
         "HF_TOKEN": "another-private-word",
         "AWS_SECRET_ACCESS_KEY": "a-third-private-word",
     }
-    setup.import_fails(f"ImportError: {setup.site}/torch/lib/x.so on laptop7 of marie, password=geheim: undefined")
+    setup.import_fails(
+        f"ImportError: {setup.site}/torch/lib/x.so on laptop7.corp.example (laptop7) of marie, password=geheim: undefined"
+    )
     machine = replace(setup.machine(), folder=Path("/home/marie/secret-project"))
-    private = report.Private(machine, user="marie", host="laptop7", home=Path("/home/marie"))
+    private = report.Private(machine, user="marie", host="laptop7.corp.example", home=Path("/home/marie"))
     text = report.as_markdown(list(runner.examine(machine, runner.CHECKS)), machine, "1.0", private)
-    for word in ("marie", "laptop7", "secret-project", token, key, "geheim", "private-word", str(setup.site), "/home/"):
+    for word in (
+        "marie",
+        "laptop7",
+        "corp.example",
+        "secret-project",
+        token,
+        key,
+        "geheim",
+        "private-word",
+        str(setup.site),
+        "/home/",
+    ):
         assert word not in text, word
     assert "ZE_AFFINITY_MASK=0" in text
     assert "| ✗ | torch-import |" in text

@@ -111,8 +111,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _how(status: int) -> str:
     try:
         return f"by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"with exit status {status}"
+    except ValueError:  # Windows' own are large, and documented in hexadecimal
+        return f"with exit status {status:#x}" if status > 0xFFFF else f"with exit status {status}"
 
 
 def _tail(stream: IO[bytes], size: int = 4000) -> str:

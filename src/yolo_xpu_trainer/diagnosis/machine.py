@@ -73,7 +73,7 @@ class Machine:
         probes: What is known of PyTorch, by probe.
     """
 
-    root: Path = Path("/")
+    root: Path = field(default_factory=lambda: Path(os.environ.get("SYSTEMDRIVE", "") + "/"))
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     system: str = field(default_factory=platform.system)
     processor: str = field(default_factory=platform.machine)
@@ -132,6 +132,12 @@ class Machine:
             return "\n".join(self.children(command, self.environ, seconds))
         except children.ChildError:
             return ""
+
+    def variable(self, name: str) -> str:
+        """Return an environment variable's value, "" where it isn't set; Windows doesn't tell cases apart."""
+        if self.is_windows:
+            return next((value for key, value in self.environ.items() if key.upper() == name.upper()), "")
+        return self.environ.get(name, "")
 
     def probe(self, name: str) -> Probe:
         """Return what is known of PyTorch by one of the built-in probes."""

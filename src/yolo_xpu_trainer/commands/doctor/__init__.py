@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace, machine: Machine | None = None) -> int:
     from . import render, report, runner
 
     machine = machine or Machine(seconds=args.timeout)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Windows writes to files and pipes in a code page of its own
+        sys.stdout.reconfigure(errors="replace")
     console = Console()
     if args.list:
         return _list(machine)

@@ -81,7 +81,7 @@ def _oneapi(machine: Machine) -> Diagnosis:
 
 
 def _fp64(machine: Machine) -> Diagnosis:
-    found = [name for name in _FP64 if machine.environ.get(name, "0") not in ("", "0")]
+    found = [name for name in _FP64 if machine.variable(name) not in ("", "0")]
     if not found:
         return ok("not set")
     return warning(

@@ -38,7 +38,7 @@ def _gpu(machine: Machine) -> Diagnosis:
         if found:
             return ok("; ".join(f"{name}, driver {version}" for name, version in found))
         if seen:
-            return ok(f"PyTorch sees {len(seen)}")
+            return ok(_sees(len(seen)))
         if found is None:
             return not_applicable("Windows can't be asked for its GPUs")
         return problem(
@@ -54,7 +54,7 @@ def _gpu(machine: Machine) -> Diagnosis:
     if found_here:
         return ok(", ".join(map(str, found_here)))
     if seen:
-        return ok(f"PyTorch sees {len(seen)}")
+        return ok(_sees(len(seen)))
     if machine.is_wsl:
         return not_applicable("in WSL the GPU is that of Windows")
     if not machine.path("/sys/bus/pci/devices").exists():
@@ -63,6 +63,10 @@ def _gpu(machine: Machine) -> Diagnosis:
         "no Intel GPU is on the PCI bus",
         advice=f"In a virtual machine, pass the GPU through. Which GPUs qualify: {HARDWARE}",
     )
+
+
+def _sees(count: int) -> str:
+    return f"PyTorch sees {count} XPU{'s' * (count > 1)}"
 
 
 def _kernel_driver(machine: Machine) -> Diagnosis:

@@ -14,11 +14,13 @@ from .runner import Result
 __all__ = ["show"]
 
 MARKS = {
-    Verdict.OK: ("✓", "green"),
-    Verdict.WARNING: ("!", "yellow"),
-    Verdict.PROBLEM: ("✗", "red"),
-    Verdict.NOT_APPLICABLE: ("-", "dim"),
+    Verdict.OK: ("✓", "ok", "green"),
+    Verdict.WARNING: ("!", "!", "yellow"),
+    Verdict.PROBLEM: ("✗", "XX", "red"),
+    Verdict.NOT_APPLICABLE: ("-", "-", "dim"),
 }
+"""Each verdict's mark, the same for terminals without it, and its colour."""
+
 _ALWAYS = ("torch-build", "ultralytics", "devices")  # what a reader wants to know of any machine
 
 
@@ -38,7 +40,8 @@ def show(console: Console, results: Sequence[Result], *, everything: bool) -> No
 
 
 def _show(console: Console, result: Result, *, with_table: bool) -> None:
-    mark, style = MARKS[result.verdict]
+    mark, plain, style = MARKS[result.verdict]
+    mark = mark if console.encoding.lower().startswith("utf") else plain
     said = result.diagnosis
 
     def line(text: str, indent: str = "    ") -> None:

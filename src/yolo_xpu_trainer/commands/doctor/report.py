@@ -51,8 +51,10 @@ class Private:
         self._folders = sorted(
             ((path, name) for path, name in folders.items() if len(path) > 1), key=lambda pair: -len(pair[0])
         )
-        words = [(_user() if user is None else user, "<user>"), (_host() if host is None else host, "<host>")]
-        self._words = [(re.compile(rf"\b{re.escape(w)}\b"), name) for w, name in words if len(w) > 1 and w != "root"]
+        host = socket.gethostname() if host is None else host
+        words = {host: "<host>", host.partition(".")[0]: "<host>", _user() if user is None else user: "<user>"}
+        private = ((word, name) for word, name in words.items() if len(word) > 1 and word not in ("root", "localhost"))
+        self._words = [(re.compile(rf"\b{re.escape(word)}\b"), name) for word, name in private]
 
     def __call__(self, text: str) -> str:
         """Return a text without them."""
@@ -78,10 +80,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
         return ""
-
-
-def _host() -> str:
-    return socket.gethostname().partition(".")[0]
 
 
 def as_json(results: Sequence[Result], version: str) -> str:

@@ -15,7 +15,11 @@ from .seen import no_xpu_seen, xpus
 __all__ = ["CHECKS", "install", "libraries"]
 
 LOADER, DRIVER = "libze_loader.so.1", "libze_intel_gpu.so.1"
-_COMPILER = "libocloc.so"
+_COMPILERS = (
+    "libigc.so.2",
+    "libigc.so.1",
+    "libocloc.so",
+)  # for the report: of which versions fit, nothing is known here
 _DIRECTORIES = (
     "/usr/lib/x86_64-linux-gnu",
     "/lib/x86_64-linux-gnu",
@@ -98,14 +102,13 @@ def _user_driver(machine: Machine) -> Diagnosis:
     if machine.system != "Linux":
         return not_applicable("there is none")
     loader, driver = libraries(machine, LOADER), libraries(machine, DRIVER)
+    found = {LOADER: loader, DRIVER: driver, **{name: libraries(machine, name) for name in _COMPILERS}}
     rows = (
         ("library", "version", "file"),
-        *((name, version or "?", str(path)) for name, all_of_it in
-          ((LOADER, loader), (DRIVER, driver), (_COMPILER, libraries(machine, _COMPILER)))
-          for path, version in all_of_it.items()),
+        *((name, version or "?", str(path)) for name, files in found.items() for path, version in files.items()),
         *((f"package {name}", version, "") for name, version in package_versions(machine).items()),
-    )  # fmt: skip
-    missing = [name for name, found in ((LOADER, loader), (DRIVER, driver)) if not found]
+    )
+    missing = [name for name in (LOADER, DRIVER) if not found[name]]
     if not missing:
         return ok(f"loader {_first(loader)}, driver {_first(driver)}", table=rows)
     if said := no_xpu_seen(machine):
