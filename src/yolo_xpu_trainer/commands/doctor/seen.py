@@ -32,7 +32,10 @@ def is_compiled(machine: Machine) -> bool:
 def unless(machine: Machine, name: str) -> Diagnosis | None:
     """Return None where a probe has an answer; else why it hasn't."""
     probe = machine.probe(name)
-    return None if probe.state == "ok" else not_applicable(f"can't tell: {probe.text}" if probe.text else "can't tell")
+    if probe.state == "ok":
+        return None
+    ended = "the process " * (probe.state == "crashed")
+    return not_applicable(f"can't tell: {ended}{probe.text}")
 
 
 def last_words(probe: Probe) -> tuple[tuple[str, ...], ...]:
