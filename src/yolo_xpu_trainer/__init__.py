@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .device_errors import DeviceLostError as DeviceLostError
     from .device_errors import NotEnoughMemoryError as NotEnoughMemoryError
     from .devices import DeviceInfo as DeviceInfo
+    from .diagnosis import Diagnosis as Diagnosis
+    from .diagnosis import DoctorCheck as DoctorCheck
+    from .diagnosis import Machine as Machine
+    from .diagnosis import Verdict as Verdict
     from .errors import DeviceError as DeviceError
     from .errors import DuplicateDeviceError as DuplicateDeviceError
     from .errors import NoSuchXPUError as NoSuchXPUError
@@ -75,6 +79,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "device_errors": ("DeviceLostError", "NotEnoughMemoryError"),
     "devices": ("DeviceInfo",),
+    "diagnosis": ("Diagnosis", "DoctorCheck", "Machine", "Verdict"),
     "errors": (
         "DeviceError",
         "DuplicateDeviceError",

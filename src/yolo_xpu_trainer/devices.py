@@ -19,12 +19,11 @@ from .errors import (
     UnknownDeviceError,
     WrongBuildError,
 )
+from .remedies import CLIENT_DRIVERS as CLIENT_DRIVERS
+from .remedies import XPU_WHEELS as XPU_WHEELS
 from .versions import torch_release
 
 __all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resolve", "why_none"]
-
-XPU_WHEELS = "pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu"
-CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 
 _WSL_DEVICE = "/dev/dxg"  # instead of /dev/dri/renderD*
 _SELECTOR = "ONEAPI_DEVICE_SELECTOR"

@@ -14,6 +14,7 @@ import pluggy
 import torch
 
 from .devices import DeviceInfo
+from .diagnosis import DoctorCheck
 from .numerics import Check
 from .options import Option
 from .patches import Patch
@@ -38,6 +39,11 @@ def xpu_numerics() -> list[Check]:  # type: ignore[empty-body]
     A run doesn't start where one is wrong, unless its check says what is done instead: then the plugin asks
     `yolo_xpu_trainer.avoids` before it uses the operator.
     """
+
+
+@hookspec
+def xpu_doctor_checks() -> list[DoctorCheck]:  # type: ignore[empty-body]
+    """Add checks to `yolo-xpu doctor`; they run in a child process, after PyTorch was imported there."""
 
 
 @hookspec

@@ -18,7 +18,7 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code"},
+    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code", "remedies", "diagnosis"},
     {"options", "devices", "device_errors"},
     {"recovery"},
     {"run"},

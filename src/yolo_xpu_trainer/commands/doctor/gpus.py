@@ -1,0 +1,98 @@
+"""Which Intel GPUs there are in this machine, by their PCI ids, without a driver's help."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...diagnosis import Machine
+
+__all__ = ["GPU", "Family", "family_of", "gpus", "of_windows"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A generation of GPUs.
+
+    Attributes:
+        name: What it is called.
+        listed: Whether PyTorch's documentation lists it as supported on XPU.
+        discrete: Whether it is a card, with memory of its own.
+        has_matrix_units: Whether all of the family have matrix units.
+        driver: The kernel driver that Linux takes by default: "xe" where it is the only one.
+    """
+
+    name: str
+    listed: bool
+    discrete: bool = False
+    has_matrix_units: bool = False
+    driver: str = "i915"
+
+
+# By PCI id: Linux, include/drm/intel/pciids.h. Which are listed: docs.pytorch.org, notes/get_start_xpu.html. Matrix
+# units are claimed of families all of which are known to have them.
+_FAMILIES = {
+    r"56[9abc].|4f8.": Family("Arc A (Alchemist)", True, True, True),
+    r"e2..": Family("Arc B (Battlemage)", True, True, True, "xe"),
+    r"0b[de].|0b6.": Family("Data Center GPU Max (Ponte Vecchio)", True, True, True),
+    r"64..": Family("Core Ultra 200V (Lunar Lake)", True, False, True, "xe"),
+    r"7d..|b640": Family("Core Ultra (Meteor Lake or Arrow Lake)", True),
+    r"b0..": Family("Core Ultra series 3 (Panther Lake)", True, driver="xe"),
+    r"fd8.": Family("Wildcat Lake", False, driver="xe"),
+    r"490.": Family("Iris Xe MAX (DG1)", False, True),
+    r"9a..|4c..|46..|a7..": Family("Iris Xe or UHD Graphics (11th to 14th generation Core)", False),
+}
+_UNKNOWN = Family("an Intel GPU older than 11th generation Core, or unknown to this program", False)
+
+_DISPLAY = re.compile(r"0x03")
+_INTEL = "0x8086"
+
+
+@dataclass(frozen=True)
+class GPU:
+    """An Intel GPU on the PCI bus.
+
+    Attributes:
+        address: Its PCI address, such as "0000:03:00.0".
+        device: Its PCI id, four hexadecimal digits.
+        driver: The kernel driver that has it, "" where none does.
+        path: Its directory below /sys.
+    """
+
+    address: str
+    device: str
+    driver: str
+    path: Path
+
+    @property
+    def family(self) -> Family:
+        """Its generation."""
+        return family_of(self.device)
+
+    def __str__(self) -> str:
+        return f"{self.family.name} [8086:{self.device}]"
+
+
+def family_of(device: str) -> Family:
+    """Return the generation of a PCI id, four hexadecimal digits."""
+    return next((family for ids, family in _FAMILIES.items() if re.fullmatch(ids, device.lower())), _UNKNOWN)
+
+
+def gpus(machine: Machine) -> list[GPU]:
+    """Return the Intel GPUs that Linux sees on the PCI bus, cards first; none on Windows and in WSL."""
+    found = []
+    for path in machine.glob("/sys/bus/pci/devices", "*"):
+        if machine.read(path / "vendor") == _INTEL and _DISPLAY.match(machine.read(path / "class")):
+            driver = path / "driver"
+            name = driver.readlink().name if driver.is_symlink() else ""
+            found.append(GPU(path.name, machine.read(path / "device").removeprefix("0x"), name, path))
+    return sorted(found, key=lambda gpu: not gpu.family.discrete)
+
+
+def of_windows(machine: Machine) -> list[tuple[str, str]] | None:
+    """Return the name and driver version of each Intel GPU that Windows knows, None where it can't be asked."""
+    query = 'Get-CimInstance Win32_VideoController | ForEach-Object { "$($_.Name)|$($_.DriverVersion)" }'
+    answer = machine.ask(["powershell", "-NoProfile", "-NonInteractive", "-Command", query])
+    rows = [line.partition("|") for line in answer.splitlines() if "|" in line]
+    return [(name.strip(), version.strip()) for name, _, version in rows if "intel" in name.lower()] if rows else None

@@ -1,0 +1,264 @@
+"""The GPU, its kernel driver, its device files and who may open them; containers, Resizable BAR."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
+from .gpus import GPU, gpus, of_windows
+from .seen import no_xpu_seen, xpus
+
+__all__ = ["CHECKS", "container"]
+
+_NODES = "/dev/dri"
+_DRIVERS = ("i915", "xe")
+_BAR_WITHOUT_RESIZING = 256 << 20
+_MARKS_OF_CONTAINERS = re.compile(r"docker|kubepods|containerd|libpod|lxc")
+_LIMITED = "Resizable BAR is off: the processor sees {} MiB of the card's memory at a time, which slows copies down"
+
+
+def container(machine: Machine) -> str:
+    """Return what kind of container this is, "" where it is none."""
+    if machine.path("/.dockerenv").exists():
+        return "docker"
+    if machine.path("/run/.containerenv").exists():
+        return "podman"
+    found = _MARKS_OF_CONTAINERS.search(machine.read("/proc/1/cgroup"))
+    return found[0] if found else ""
+
+
+def _gpu(machine: Machine) -> Diagnosis:
+    seen = xpus(machine)
+    if machine.system == "Darwin":
+        return problem("this is macOS, for which PyTorch has no XPU build", advice=f"Use Windows or Linux: {HARDWARE}")
+    if machine.is_windows:
+        found = of_windows(machine)
+        if found:
+            return ok("; ".join(f"{name}, driver {version}" for name, version in found))
+        if seen:
+            return ok(_sees(len(seen)))
+        if found is None:
+            return not_applicable("Windows can't be asked for its GPUs")
+        return problem(
+            "Windows knows no Intel GPU",
+            advice=f"Install Intel's graphics driver: {WINDOWS_DRIVER}. Which GPUs qualify: {HARDWARE}",
+        )
+    found_here = gpus(machine)
+    if found_here and not seen and not any(gpu.family.listed for gpu in found_here):
+        return warning(
+            f"{', '.join(map(str, found_here))}: not among the GPUs that PyTorch's documentation lists",
+            advice=f"It may not work, or be slow. Which GPUs qualify: {HARDWARE}",
+        )
+    if found_here:
+        return ok(", ".join(map(str, found_here)))
+    if seen:
+        return ok(_sees(len(seen)))
+    if machine.is_wsl:
+        return not_applicable("in WSL the GPU is that of Windows")
+    if not machine.path("/sys/bus/pci/devices").exists():
+        return not_applicable("there is no /sys/bus/pci here")
+    return problem(
+        "no Intel GPU is on the PCI bus",
+        advice=f"In a virtual machine, pass the GPU through. Which GPUs qualify: {HARDWARE}",
+    )
+
+
+def _sees(count: int) -> str:
+    return f"PyTorch sees {count} XPU{'s' * (count > 1)}"
+
+
+def _kernel_driver(machine: Machine) -> Diagnosis:
+    if machine.is_windows:
+        return not_applicable("Windows' driver is one with the user-space driver")
+    if machine.is_wsl:
+        if machine.path("/dev/dxg").exists():
+            return ok("/dev/dxg, WSL's way to the GPU of Windows")
+        return no_xpu_seen(machine) or problem(
+            "there is no /dev/dxg, WSL's way to the GPU of Windows",
+            "wsl --update",
+            "wsl --shutdown",
+            advice=f"Run these in Windows, with Intel's graphics driver for Windows up to date ({WINDOWS_DRIVER}). "
+            "WSL 1 has no GPUs: `wsl -l -v` shows the version.",
+        )
+    found = gpus(machine)
+    if not found:
+        return no_xpu_seen(machine) or not_applicable("no Intel GPU is on the PCI bus")
+    driven = [gpu for gpu in found if gpu.driver in _DRIVERS]
+    if driven:
+        shown = ", ".join(f"{gpu.driver} has {gpu}" for gpu in driven)
+        if odd := [gpu for gpu in driven if gpu.driver == "xe" and gpu.family.name.startswith("Arc A")]:
+            return warning(
+                f"{odd[0]} is driven by xe, under which copies were seen to fail (llama.cpp#27063)",
+                advice="i915 is the default for Arc A. Remove `force_probe` options of xe and i915 from the kernel's "
+                "command line, and restart.",
+            )
+        return ok(shown)
+    return _without_driver(machine, found[0])
+
+
+def _without_driver(machine: Machine, gpu: GPU) -> Diagnosis:
+    """Say why no driver has a GPU."""
+    needed = gpu.family.driver
+    if gpu.driver:
+        return problem(
+            f"{gpu} belongs to the kernel driver {gpu.driver}, not to i915 or xe",
+            advice="vfio-pci hands a GPU on to virtual machines: train in one, or take its id out of vfio-pci.ids, and "
+            "restart.",
+        )
+    if "nomodeset" in machine.read("/proc/cmdline").split():
+        return problem(
+            f"no kernel driver has {gpu}: the kernel was started with nomodeset",
+            "sudo sed -i 's/ *nomodeset//' /etc/default/grub",
+            "sudo update-grub",
+            "sudo reboot",
+        )
+    if not machine.path(f"/sys/module/{needed}").exists():
+        return problem(
+            f"no kernel driver has {gpu}: {needed} isn't loaded (Linux {machine.kernel})",
+            f"sudo modprobe {needed}",
+            advice="Where it can't be loaded the kernel is too old for this GPU, or the driver is on a blacklist "
+            f"(`grep -r {needed} /etc/modprobe.d`): {CLIENT_DRIVERS}",
+        )
+    return problem(
+        f"no kernel driver has {gpu}: {needed} is loaded, and doesn't know it (Linux {machine.kernel})",
+        *_newer_kernel(machine),
+        advice=f"Install a newer kernel, and linux-firmware with it: {CLIENT_DRIVERS}. What the driver says: "
+        f"`sudo dmesg | grep -i -e {needed} -e {gpu.address}`",
+    )
+
+
+def _newer_kernel(machine: Machine) -> tuple[str, ...]:
+    """Return the commands that install a newer kernel on an Ubuntu with long-term support; none elsewhere."""
+    found = re.search(r'^VERSION_ID="?(\d[02468]\.04)', machine.read("/etc/os-release"), re.MULTILINE)
+    if not found or "ubuntu" not in machine.read("/etc/os-release").lower():
+        return ()
+    return ("sudo apt update", f"sudo apt install linux-generic-hwe-{found[1]}", "sudo reboot")
+
+
+def _nodes(machine: Machine) -> list[Path]:
+    return machine.glob(_NODES, "renderD*")
+
+
+def _device_files(machine: Machine) -> Diagnosis:
+    if machine.is_windows or machine.is_wsl:
+        return not_applicable("these are Linux's")
+    nodes = _nodes(machine)
+    if nodes:
+        return ok(", ".join(f"{_NODES}/{node.name}" for node in nodes))
+    if said := no_xpu_seen(machine):
+        return said
+    found = gpus(machine)
+    if not found and machine.path("/sys/bus/pci/devices").exists():
+        return not_applicable("no Intel GPU is on the PCI bus")
+    if kind := container(machine):
+        return problem(
+            f"this container ({kind}) has no {_NODES}/renderD*: the GPU wasn't passed in",
+            *_passed_in(),
+            advice="Run this on the host, with the image's name at the end, in place of the command that started the "
+            "container.",
+        )
+    if not any(gpu.driver in _DRIVERS for gpu in found):
+        return not_applicable("no kernel driver has an Intel GPU")
+    return problem(
+        f"there is no {_NODES}/renderD*, though a kernel driver has the GPU",
+        "sudo dmesg | grep -i -e i915 -e 'xe '",
+        advice=f"The driver failed at its start; missing firmware is a common cause. {CLIENT_DRIVERS}",
+    )
+
+
+def _passed_in() -> tuple[str, ...]:
+    group = '"$(stat -c %g /dev/dri/renderD128)"'
+    return (f"docker run -it --device /dev/dri --group-add {group} --shm-size 8g IMAGE",)
+
+
+def _permission(machine: Machine) -> Diagnosis:
+    node_file = "/dev/dxg" if machine.is_wsl else ""
+    nodes = [machine.path(node_file)] if node_file and machine.path(node_file).exists() else _nodes(machine)
+    if machine.is_windows or not nodes:
+        return not_applicable("there are no device files")
+    refused = [node for node in nodes if not machine.can_open(node)]
+    if not refused:
+        return ok("this user may open " + ", ".join(node.name for node in nodes))
+    if len(refused) < len(nodes):
+        return ok(f"this user may open {len(nodes) - len(refused)} of {len(nodes)} device files")
+    if said := no_xpu_seen(machine):
+        return said
+    number = refused[0].stat().st_gid
+    group = _group(machine, number)
+    if container(machine):
+        return problem(
+            f"this user may not open {_NODES}/{refused[0].name}: the container lacks the group {number} of the host",
+            *_passed_in(),
+            advice="Run this on the host, with the image's name at the end.",
+        )
+    if number in machine.groups:
+        return problem(
+            f"this user is in the group {group}, and may not open {refused[0].name}",
+            f"ls -l {_NODES}",
+            advice="The file's mode should be crw-rw----: a udev rule has changed it.",
+        )
+    if _is_member(machine, group):
+        return problem(
+            f"this user was added to the group {group}, but this session began before that",
+            f"newgrp {group}",
+            advice="Or log out and in again; a restart helps where a service manager keeps the session.",
+        )
+    return problem(
+        f"this user may not open {_NODES}/{refused[0].name}, which belongs to the group {group}",
+        f'sudo usermod -aG {group} "$USER"',
+        advice="Then log out and in again: groups are read at login.",
+    )
+
+
+def _group(machine: Machine, number: int) -> str:
+    """Return a group's name; "render", the usual one, where it has none."""
+    for line in machine.read("/etc/group").splitlines():
+        name, *_, rest = line.split(":", 2) if line.count(":") >= 3 else ("", "")
+        if name and rest.split(":")[0] == str(number):
+            return str(name)
+    return "render"
+
+
+def _is_member(machine: Machine, group: str) -> bool:
+    """Whether /etc/group lists this user in a group."""
+    user = machine.environ.get("USER") or machine.environ.get("LOGNAME") or ""
+    lines = (line.split(":") for line in machine.read("/etc/group").splitlines())
+    return any(len(line) == 4 and line[0] == group and user in line[3].split(",") for line in lines if user)
+
+
+def _resizable_bar(machine: Machine) -> Diagnosis:
+    cards = [gpu for gpu in gpus(machine) if gpu.family.discrete]
+    if not cards:
+        return not_applicable("no Intel card is on a PCI bus that can be read")
+    small = {gpu: size for gpu in cards if 0 < (size := _largest_bar(machine, gpu)) <= _BAR_WITHOUT_RESIZING}
+    if small:
+        gpu, size = next(iter(small.items()))
+        return warning(
+            f"{gpu}: {_LIMITED.format(size >> 20)}",
+            advice="Switch on 'Above 4G Decoding' and 'Re-Size BAR Support' in the firmware (BIOS) setup.",
+        )
+    if not any(_largest_bar(machine, gpu) for gpu in cards):
+        return not_applicable("can't tell: /sys has no sizes of the card's BARs")
+    return ok("on")
+
+
+def _largest_bar(machine: Machine, gpu: GPU) -> int:
+    """Return the size in bytes of a card's largest memory window, 0 where it isn't told."""
+    sizes = [0]
+    for line in machine.read(gpu.path / "resource").splitlines()[:6]:
+        words = line.split()
+        if len(words) == 3 and int(words[1], 16):
+            sizes.append(int(words[1], 16) - int(words[0], 16) + 1)
+    return max(sizes)
+
+
+CHECKS = (
+    DoctorCheck("gpu", "an Intel GPU in this machine, and whether PyTorch supports it", _gpu, ("devices",)),
+    DoctorCheck("kernel-driver", "the kernel driver, i915 or xe; WSL's /dev/dxg", _kernel_driver, ("devices",)),
+    DoctorCheck("device-files", "/dev/dri/renderD*, in a container, too", _device_files, ("devices",)),
+    DoctorCheck("permission", "whether this user may open them", _permission, ("devices",)),
+    DoctorCheck("resizable-bar", "whether the processor sees all of a card's memory", _resizable_bar),
+)
+"""The checks, in the order in which what they look at is installed."""

@@ -1,0 +1,743 @@
+"""`yolo-xpu doctor` on machines that are broken in one way each: the first problem, and what fixes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolo_xpu_trainer.commands import doctor
+from yolo_xpu_trainer.commands.doctor import gpus, report, runner
+from yolo_xpu_trainer.commands.doctor.runner import Result
+from yolo_xpu_trainer.diagnosis import Verdict
+from yolo_xpu_trainer.diagnosis.children import CrashedError
+
+from ..machines import GIB, HUNG, SEGFAULT, Setup, device, devices
+
+RECIPE = "pip uninstall -y torch.*pip cache purge.*pip install torch torchvision --index-url"
+WHEELS = "pip uninstall -y torch.*pip install torch torchvision --index-url"
+DRIVER = "apt install libze1 libze-intel-gpu1"
+NO_FILE = "cannot open shared object file: No such file or directory"
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+def examine(setup: Setup) -> list[Result]:
+    return list(runner.examine(setup.machine(), runner.CHECKS))
+
+
+def first_problem(results: list[Result]) -> Result:
+    return next(result for result in results if result.verdict is Verdict.PROBLEM)
+
+
+def remedy(result: Result) -> str:
+    return " ".join([*result.diagnosis.fix, result.diagnosis.advice])
+
+
+def test_a_healthy_machine_has_nothing_to_say(setup: Setup) -> None:
+    results = examine(setup)
+    assert {r.check.name: r.diagnosis for r in results if r.verdict in (Verdict.PROBLEM, Verdict.WARNING)} == {}
+    assert runner.exit_status(results) == 0
+    assert sum(r.verdict is Verdict.OK for r in results) > 25
+
+
+def refused(setup: Setup, **groups: Any) -> None:
+    setup.no_xpu()
+    setup.more["can_open"] = lambda path: False
+    gid = (setup.root / "dev/dri/renderD128").stat().st_gid
+    members = groups.get("members", "")
+    setup.file("/etc/group", f"root:x:77777:\nrender:x:{gid}:{members}\n")
+
+
+def container(setup: Setup) -> None:
+    setup.no_xpu()
+    setup.file("/.dockerenv")
+
+
+def nothing_on_the_bus(setup: Setup) -> None:
+    setup.no_xpu()
+    setup.no_gpu()
+
+
+def no_kernel_driver(setup: Setup, driver: str = "") -> None:
+    setup.no_xpu()
+    setup.gpu("e20b", driver)
+    setup.remove("/dev/dri/renderD128")
+
+
+def without(setup: Setup, *libraries: str) -> None:
+    setup.no_xpu()
+    setup.remove(*(f"/usr/lib/x86_64-linux-gnu/{name}" for name in libraries))
+
+
+def masked(setup: Setup, **environ: str) -> None:
+    setup.no_xpu()
+    setup.environ |= environ
+
+
+# name: how the machine is broken, the check that must be the first problem, what it says, what fixes it
+PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
+    "a CPU build of PyTorch": (lambda s: s.torch("2.14.1+cpu"), "torch-build", "CPU build", WHEELS),
+    "a CUDA build of PyTorch": (lambda s: s.torch("2.14.1", cuda="13.0"), "torch-build", "CUDA build", WHEELS),
+    "no PyTorch": (
+        lambda s: [(s.site / "torch/version.py").unlink(), (s.site / "torch").rmdir(), s.uninstall("torch")],
+        "torch-build",
+        "isn't installed",
+        "pip install torch torchvision --index-url",
+    ),
+    "PyTorch without most of its files": (
+        lambda s: [
+            (s.site / "torch/version.py").write_text(""),
+            s.uninstall("torch"),
+            s.import_fails("ImportError: x"),
+        ],
+        "torch-build",
+        "incomplete",
+        RECIPE,
+    ),
+    "PyTorch 2.4": (lambda s: s.torch("2.4.1+xpu"), "torch-release", "from 2.5 on", WHEELS),
+    "PyTorch 2.5 without oneAPI": (lambda s: s.torch("2.5.1+xpu"), "torch-release", "oneAPI", WHEELS),
+    "a library of the XPU build is missing": (
+        lambda s: s.torch("2.14.1+xpu", ["intel-sycl-rt==2026.1.1; platform_system == 'Linux'", "numpy"]),
+        "torch-dependencies",
+        "intel-sycl-rt 2026.1.1 is missing",
+        RECIPE,
+    ),
+    "one PyTorch installed over another": (
+        lambda s: s.package("torch", "2.12.0+xpu"),
+        "torch-dependencies",
+        "installed over another",
+        RECIPE,
+    ),
+    "torchvision of another release": (
+        lambda s: s.package("torchvision", "0.24.0+xpu"),
+        "torchvision",
+        "doesn't fit",
+        r'"torch==2.14.1\+xpu" "torchvision==0.29.\*" --index-url',
+    ),
+    "torchvision of another build": (
+        lambda s: s.package("torchvision", "0.29.1+cu130"),
+        "torchvision",
+        "another PyTorch",
+        r"torchvision==0.29.\*",
+    ),
+    "no torchvision": (lambda s: s.uninstall("torchvision"), "torchvision", "isn't installed", r"torchvision==0.29"),
+    "no GPU": (nothing_on_the_bus, "gpu", "no Intel GPU", "qualify"),
+    "no kernel driver": (
+        lambda s: [no_kernel_driver(s), s.remove("/sys/module/xe/version"), (s.root / "sys/module/xe").rmdir()],
+        "kernel-driver",
+        "xe isn't loaded",
+        "modprobe xe.*kernel is too old",
+    ),
+    "a kernel older than the GPU": (
+        lambda s: [no_kernel_driver(s), s.file("/etc/os-release", 'ID=ubuntu\nVERSION_ID="24.04"\n')],
+        "kernel-driver",
+        "doesn't know it",
+        "linux-generic-hwe-24.04.*reboot.*newer kernel",
+    ),
+    "nomodeset": (
+        lambda s: [no_kernel_driver(s), s.file("/proc/cmdline", "quiet nomodeset")],
+        "kernel-driver",
+        "nomodeset",
+        "update-grub",
+    ),
+    "a GPU set aside for virtual machines": (
+        lambda s: no_kernel_driver(s, "vfio-pci"),
+        "kernel-driver",
+        "vfio-pci",
+        "vfio-pci.ids",
+    ),
+    "a driver without device files": (
+        lambda s: [s.no_xpu(), s.remove("/dev/dri/renderD128")],
+        "device-files",
+        "no /dev/dri/renderD",
+        "firmware",
+    ),
+    "a container without the GPU": (
+        lambda s: [container(s), s.remove("/dev/dri/renderD128")],
+        "device-files",
+        "wasn't passed in",
+        "--device /dev/dri --group-add",
+    ),
+    "a container without the group": (
+        lambda s: [container(s), refused(s)],
+        "permission",
+        "lacks the group",
+        "--group-add",
+    ),
+    "a user who isn't in the group": (
+        refused,
+        "permission",
+        "belongs to the group render",
+        "usermod -aG render.*log out",
+    ),
+    "a user who joined the group in another session": (
+        lambda s: refused(s, members="someone"),
+        "permission",
+        "session began before",
+        "newgrp render",
+    ),
+    "no user-space driver": (
+        lambda s: [
+            s.no_xpu(),
+            s.no_driver(),
+            s.import_fails(f"ImportError: libze_loader.so.1: {NO_FILE}"),
+        ],
+        "user-driver",
+        "libze_loader.so.1 and libze_intel_gpu.so.1 are",
+        DRIVER,
+    ),
+    "a loader without the driver": (
+        lambda s: without(s, "libze_intel_gpu.so.1"),
+        "user-driver",
+        "libze_intel_gpu.so.1 is",
+        DRIVER,
+    ),
+    "a loader that the driver is too old for": (
+        lambda s: [s.library("libze_intel_gpu.so.1", "1.6.33578"), s.told.update(devices=SEGFAULT)],
+        "driver-match",
+        r"1.28.2 is newer than the driver 1.6.33578.*pytorch#179891",
+        f"{DRIVER}.*both together",
+    ),
+    "a loader elsewhere than the system's": (
+        lambda s: [s.no_xpu(), s.import_fails(f"ImportError: libze_loader.so.1: {NO_FILE}")],
+        "torch-import",
+        "part of Intel's GPU driver",
+        DRIVER,
+    ),
+    "WSL without the GPU": (
+        lambda s: [s.in_wsl(), s.no_xpu(), s.remove("/dev/dxg")],
+        "kernel-driver",
+        "no /dev/dxg",
+        "wsl --update",
+    ),
+    "WSL without a driver": (
+        lambda s: [s.in_wsl(), s.no_xpu(), s.no_driver()],
+        "user-driver",
+        "isn't installed",
+        DRIVER,
+    ),
+    "Windows without Intel's driver": (
+        lambda s: [s.on_windows(), s.no_xpu(), setattr(s, "windows", "Microsoft Basic Display Adapter|10.0")],
+        "gpu",
+        "knows no Intel GPU",
+        "graphics driver: https",
+    ),
+    "Windows with a driver of 2022": (
+        lambda s: [
+            s.on_windows(),
+            s.no_xpu(),
+            setattr(s, "windows", "Intel(R) Arc(TM) A770 Graphics|31.0.101.3222"),
+        ],
+        "driver-version",
+        "older than 31.0.101.3490",
+        "Update it",
+    ),
+    "Windows: c10_xpu.dll": (
+        lambda s: [
+            s.on_windows(),
+            s.import_fails(
+                'OSError: [WinError 126] The specified module could not be found. Error loading "C:\\Users\\me\\'
+                'site-packages\\torch\\lib\\c10_xpu.dll" or one of its dependencies.'
+            ),
+        ],
+        "torch-import",
+        "c10_xpu.dll",
+        f"{RECIPE}.*driver and restart",
+    ),
+    "Windows: c10_xpu.dll under oneAPI": (
+        lambda s: [
+            s.on_windows(),
+            s.environ.update(SETVARS_COMPLETED="1"),
+            s.import_fails("OSError: [WinError 127] Error loading c10_xpu.dll or one of its dependencies."),
+        ],
+        "torch-import",
+        "oneAPI's environment is active",
+        "new shell",
+    ),
+    "oneAPI sourced on top": (
+        lambda s: [
+            s.environ.update(CMPLR_ROOT="/opt/intel/oneapi/compiler/2025.1"),
+            s.import_fails(
+                "ImportError: /opt/intel/oneapi/lib/libur_loader.so.0: version `LIBUR_LOADER_0.10' not found"
+            ),
+        ],
+        "torch-import",
+        "oneAPI's environment is active",
+        "setvars",
+    ),
+    "a SYCL runtime that isn't found": (
+        lambda s: s.import_fails(f"ImportError: libsycl.so.8: {NO_FILE}"),
+        "torch-import",
+        "libsycl.so.8",
+        RECIPE,
+    ),
+    "a broken download": (
+        lambda s: s.import_fails("ImportError: /a/b/libtorch_xpu.so: file too short"),
+        "torch-import",
+        "incomplete or broken.*libtorch_xpu.so: file too short",
+        RECIPE,
+    ),
+    "an old distribution": (
+        lambda s: s.import_fails("ImportError: /lib/libm.so.6: version `GLIBC_2.34' not found"),
+        "torch-import",
+        "C library is older",
+        "newer distribution",
+    ),
+    "Intel's extension of another release": (
+        lambda s: s.import_fails("ImportError: cannot import x from intel_extension_for_pytorch"),
+        "torch-import",
+        "Intel Extension",
+        "uninstall -y intel-extension-for-pytorch",
+    ),
+    "this package half removed": (
+        lambda s: s.import_fails("RuntimeError: Failed to load the backend extension: _yolo_xpu_trainer_autoload."),
+        "torch-import",
+        "half of yolo-xpu-trainer",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0.*uninstall -y yolo-xpu-trainer",
+    ),
+    "an import that hangs": (
+        lambda s: s.told.update({"import": HUNG}),
+        "torch-import",
+        "within 30 s",
+        "reboot.*--timeout",
+    ),
+    "an import that crashes": (lambda s: s.told.update({"import": SEGFAULT}), "torch-import", "SIGSEGV", RECIPE),
+    "a mask of a device that isn't there": (
+        lambda s: masked(s, ZE_AFFINITY_MASK="3"),
+        "device-masks",
+        "ZE_AFFINITY_MASK='3'",
+        "unset ZE_AFFINITY_MASK",
+    ),
+    "a selector of another backend": (
+        lambda s: masked(s, ONEAPI_DEVICE_SELECTOR="opencl:gpu"),
+        "device-masks",
+        "Level Zero only",
+        "unset ONEAPI_DEVICE_SELECTOR.*level_zero:0",
+    ),
+    "devices that hang": (lambda s: s.told.update(devices=HUNG), "devices", "the driver hangs", "reboot"),
+    "devices that can't be initialized": (
+        lambda s: s.told.update(devices="RuntimeError: Native API failed. UR_RESULT_ERROR_UNINITIALIZED"),
+        "devices",
+        "UNINITIALIZED",
+        DRIVER,
+    ),
+    "a driver and a PyTorch that miss elements": (
+        lambda s: [
+            s.torch("2.13.0+xpu"),
+            s.told.update(devices=devices(device(driver="1.14.37020+3"))),
+        ],
+        "driver-version",
+        "nonzero misses",
+        "26.22",
+    ),
+    "wrong results": (
+        lambda s: s.told.update(
+            numerics=[{"shown": "xpu:0", "compared": 9, "of": 88, "fatal": [["topk differs", "Another."]], "wrong": []}]
+        ),
+        "numerics",
+        "computes wrongly",
+        "--upgrade",
+    ),
+    "a device that is lost in a comparison": (
+        lambda s: s.told.update(numerics=SEGFAULT),
+        "numerics",
+        "SIGSEGV",
+        "doctor --numerics",
+    ),
+    "no Ultralytics": (
+        lambda s: s.uninstall("ultralytics"),
+        "ultralytics",
+        "isn't installed",
+        "pip install ultralytics",
+    ),
+    "an old Ultralytics": (lambda s: s.package("ultralytics", "8.2.103"), "ultralytics", "8.3.0 or later", "--no-deps"),
+    "an Ultralytics that can't be imported": (
+        lambda s: s.told.update(ultralytics="ImportError: libGL.so.1"),
+        "ultralytics",
+        "libGL.so.1",
+        "reinstall",
+    ),
+    "a full disk": (
+        lambda s: s.more.update(usage=lambda path: (100 * GIB, 50 * GIB if "shm" in str(path) else GIB // 8)),
+        "disk",
+        "0.1 GiB",
+        "project=",
+    ),
+    "a Python of 32 bits": (lambda s: s.more.update(bits=32), "python", "64 bits only", "64-bit"),
+    "an old Python": (lambda s: s.more.update(python=(3, 9, 1)), "python", "3.10 or later", "newer Python"),
+    "a Mac": (lambda s: s.more.update(system="Darwin", processor="arm64"), "gpu", "macOS", "Windows or Linux"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_first_problem_is_the_cause_and_its_fix_fits(setup: Setup, name: str) -> None:
+    break_it, check, seen, fix = PROBLEMS[name]
+    break_it(setup)
+    results = examine(setup)
+    assert runner.exit_status(results) == 2
+    found = first_problem(results)
+    assert found.check.name == check, found
+    assert re.search(seen, found.diagnosis.seen), found.diagnosis.seen
+    assert re.search(fix, remedy(found)), remedy(found)
+    assert not [result for result in results if "the check itself failed" in result.diagnosis.seen]
+
+
+# The same for what a training works with.
+WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
+    "a GPU that isn't listed": (
+        lambda s: [
+            s.gpu("a7a0", "i915"),
+            s.told.update(devices=devices(device(id=0xA7A0, name="Iris", shown="xpu:0 Iris"))),
+        ],
+        "support-status",
+        "isn't officially supported",
+        "supported ones",
+    ),
+    "PyTorch's own warning of a GPU": (
+        lambda s: s.told.update(
+            devices=devices(
+                device(id=None), warnings=["The detected GPU (x) is not officially supported by PyTorch XPU."]
+            )
+        ),
+        "support-status",
+        "isn't officially supported",
+        "--numerics",
+    ),
+    "Arc A under xe": (lambda s: s.gpu("56a0", "xe"), "kernel-driver", "llama.cpp#27063", "force_probe"),
+    "no Resizable BAR": (lambda s: s.gpu("e20b", "xe", bar=256 << 20), "resizable-bar", "256 MiB", "Above 4G"),
+    "two loaders": (
+        lambda s: s.library("libze_loader.so.1", "1.21.9", "/usr/local/lib"),
+        "driver-match",
+        "2 versions: 1.21.9, 1.28.2",
+        "Keep one",
+    ),
+    "a loader that may be too new": (
+        lambda s: s.library("libze_intel_gpu.so.1", "1.6.33578"),
+        "driver-match",
+        "newer than the driver",
+        "both together",
+    ),
+    "PyTorch 2.13": (lambda s: s.torch("2.13.0+xpu"), "torch-release", "topk", "--upgrade"),
+    "PyTorch 2.6": (lambda s: s.torch("2.6.0+xpu"), "torch-release", "pytorch#188953", "--upgrade"),
+    "what an interrupted pip left": (lambda s: (s.site / "~orch").mkdir(), "torch-dependencies", "~orch", RECIPE),
+    "Intel's extension": (
+        lambda s: s.package("intel-extension-for-pytorch", "2.8.0"),
+        "torch-dependencies",
+        "discontinued",
+        "uninstall",
+    ),
+    "a package that asks for another PyTorch": (
+        lambda s: s.package("torchaudio", "2.9.0", ["torch==2.9.0"]),
+        "wheel-safety",
+        "torchaudio 2.9.0 needs torch 2.9.0.*may replace",
+        "torchaudio --upgrade --index-url",
+    ),
+    "two Tritons": (
+        lambda s: [s.package("triton", "3.8.0"), s.package("triton-xpu", "3.7.0")],
+        "wheel-safety",
+        "two Tritons",
+        RECIPE,
+    ),
+    "a file called torch.py": (lambda s: (s.work / "torch.py").touch(), "torch-build", "torch.py", "Rename"),
+    "oneAPI's environment": (
+        lambda s: s.environ.update(LD_LIBRARY_PATH="/opt/intel/oneapi/mkl/lib"),
+        "oneapi-environment",
+        "LD_LIBRARY_PATH",
+        "new shell",
+    ),
+    "float64 emulated": (
+        lambda s: s.environ.update(OverrideDefaultFP64Settings="1", IGC_EnableDPEmulation="1"),
+        "fp64-emulation",
+        "compute-runtime#907",
+        "unset OverrideDefaultFP64Settings unset IGC_EnableDPEmulation",
+    ),
+    "a misspelt variable of Level Zero": (
+        lambda s: s.environ.update(UR_L0_USE_RELAXED_ALLOCATION_LIMITS="1"),
+        "level-zero-variables",
+        "called UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS",
+        "export UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1",
+    ),
+    "a limit that old kernels need": (
+        lambda s: [s.torch("2.7.1+xpu"), s.environ.update(UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS="1")],
+        "level-zero-variables",
+        "may be wrong",
+        "unset",
+    ),
+    "SYCL's cache": (lambda s: s.environ.update(SYCL_CACHE_PERSISTENT="1"), "sycl-cache", "crash", "unset SYCL_CACHE"),
+    "a misspelt variable of this package": (
+        lambda s: [
+            s.environ.update(YOLO_XPU_PREFECH="0"),
+            s.told["plugins"].update(unknown={"YOLO_XPU_PREFECH": ["YOLO_XPU_PREFETCH"]}),
+        ],
+        "package-variables",
+        r"YOLO_XPU_PREFECH \(YOLO_XPU_PREFETCH\?\)",
+        "unset YOLO_XPU_PREFECH",
+    ),
+    "this package switched off": (lambda s: s.environ.update(YOLO_XPU_AUTOLOAD="0"), "autoload", "=0", "unset YOLO"),
+    "matrix units denied": (
+        lambda s: s.told.update(devices=devices(device(matrix=False))),
+        "matrix-units",
+        "pytorch#196074",
+        "apt install intel-ocloc",
+    ),
+    "little memory": (
+        lambda s: s.told["memory"][0].update(available=GIB),
+        "memory",
+        "1.0 GiB",
+        "batch=-1",
+    ),
+    "4 GiB refused": (
+        lambda s: s.told["memory"][0].update(large="XPU out of memory. Tried to allocate 4.00 GiB"),
+        "large-allocation",
+        "refused",
+        "RELAXED",
+    ),
+    "copies that arrive changed": (
+        lambda s: s.told["memory"][0].update(intact=False),
+        "copies",
+        "changed",
+        "prefetch=0",
+    ),
+    "results that are gone round": (
+        lambda s: s.told["numerics"][0].update(wrong=[["pool differs", "Training in NCHW"]]),
+        "numerics",
+        "goes round it: training in NCHW",
+        "--numerics",
+    ),
+    "several GPUs, no XCCL": (
+        lambda s: s.told.update(
+            devices=devices(device(), device(shown="xpu:1")), precision=["", ""], several={"xccl": False}
+        ),
+        "collectives",
+        "without XCCL",
+        "--upgrade",
+    ),
+    "a oneCCL that hangs": (
+        lambda s: [
+            s.told.update(devices=devices(device(), device(shown="xpu:1")), precision=["", ""]),
+            s.package("oneccl", "2022.0.0"),
+        ],
+        "oneccl",
+        "oneCCL#215",
+        "CCL_ALLREDUCE=ring",
+    ),
+    "a patch whose target moved": (
+        lambda s: s.told["patches"]["process"].append(["ultralytics.a:b", "moved", "why", "where"]),
+        "patches",
+        r"a:b \(moved\)",
+        "Report it",
+    ),
+    "a broken plugin": (
+        lambda s: s.told["plugins"].update(said=["XPU: plugin 'a' is disabled: it fell apart"]),
+        "plugins",
+        "it fell apart",
+        "uninstall it",
+    ),
+    "a check of another package that crashes": (
+        lambda s: [
+            (s.site / "yolo_xpu_trainer-0.1.0.dist-info" / "entry_points.txt").write_text(
+                "[yolo_xpu_trainer]\na = a\n"
+            ),
+            s.told.update({"other-checks": SEGFAULT}),
+        ],
+        "plugin-checks",
+        "SIGSEGV",
+        "YOLO_XPU_PLUGINS",
+    ),
+    "a host without memory": (
+        lambda s: s.file("/proc/meminfo", "MemAvailable: 1000000 kB"),
+        "host-memory",
+        "1.0 GiB",
+        "workers=1",
+    ),
+    "little shared memory": (
+        lambda s: [
+            s.file("/run/.containerenv"),
+            s.more.update(usage=lambda path: (64 << 20, 60 << 20) if "shm" in str(path) else (100 * GIB, 50 * GIB)),
+        ],
+        "shared-memory",
+        "60 MiB",
+        "--shm-size",
+    ),
+    "a disk that is nearly full": (
+        lambda s: s.more.update(usage=lambda path: (100 * GIB, 2 * GIB)),
+        "disk",
+        "2.0 GiB",
+        "project=",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_a_warning_names_the_cause_and_its_fix_fits(setup: Setup, name: str) -> None:
+    break_it, check, seen, fix = WARNINGS[name]
+    break_it(setup)
+    results = examine(setup)
+    assert runner.exit_status(results) == 1, [r for r in results if r.verdict is Verdict.PROBLEM]
+    found = next(result for result in results if result.check.name == check)
+    assert found.verdict is Verdict.WARNING, found
+    assert re.search(seen, found.diagnosis.seen), found.diagnosis.seen
+    assert re.search(fix, remedy(found)), remedy(found)
+
+
+# What must not be called wrong
+
+
+def test_files_that_are_elsewhere_are_no_problem_while_pytorch_sees_the_gpu(setup: Setup) -> None:
+    setup.no_gpu()
+    setup.no_driver()
+    results = examine(setup)
+    assert runner.exit_status(results) == 0
+
+
+def test_one_of_two_device_files_is_enough(setup: Setup) -> None:
+    setup.file("/dev/dri/renderD129")
+    setup.more["can_open"] = lambda path: path.name == "renderD129"
+    assert runner.exit_status(examine(setup)) == 0
+
+
+def test_a_limit_of_allocations_that_a_gpu_has_is_no_warning(setup: Setup) -> None:
+    setup.told["devices"] = devices(device(limit=4 * GIB, limit_text="lift it"))
+    setup.told["memory"][0]["large"] = "Tried to allocate 4.00 GiB"
+    assert runner.exit_status(examine(setup)) == 0
+
+
+def test_wsl_and_windows_can_be_healthy(setup: Setup, tmp_path: Path) -> None:
+    setup.in_wsl()
+    assert runner.exit_status(examine(setup)) == 0
+    windows = Setup(tmp_path / "windows")
+    windows.on_windows()
+    assert runner.exit_status(examine(windows)) == 0
+
+
+def test_no_unfitting_fix_is_given_for_a_consequence(setup: Setup) -> None:
+    refused(setup)
+    found = {result.check.name: result.diagnosis for result in examine(setup)}
+    assert found["devices"].verdict is Verdict.PROBLEM
+    assert not found["devices"].fix
+    assert "Fix `permission` first" in found["devices"].advice
+
+
+def test_what_a_crashed_process_said_is_in_the_report(setup: Setup) -> None:
+    setup.told["import"] = CrashedError("ended by SIGSEGV", said="Fatal Python error\n  File x", status=-11)
+    text = report.as_markdown(examine(setup), setup.machine(), "1.0")
+    assert "| Fatal Python error |" in text
+
+
+def test_windows_doesnt_tell_the_cases_of_variables_apart(setup: Setup) -> None:
+    setup.on_windows()
+    setup.environ["OVERRIDEDEFAULTFP64SETTINGS"] = "1"
+    found = next(result for result in examine(setup) if result.check.name == "fp64-emulation")
+    assert found.verdict is Verdict.WARNING
+    assert found.diagnosis.fix == ("set OverrideDefaultFP64Settings=",)
+
+
+def test_a_check_that_fails_itself_doesnt_end_the_others(setup: Setup) -> None:
+    setup.told["memory"] = [{}]
+    results = {result.check.name: result for result in examine(setup)}
+    assert "the check itself failed" in results["memory"].diagnosis.seen
+    assert results["disk"].verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("e20b", "Battlemage"), ("56A0", "Alchemist"), ("7d55", "Meteor Lake"), ("64a0", "Lunar Lake"), ("0bd5", "Max")],
+)
+def test_families_by_pci_id(device: str, name: str) -> None:
+    assert name in gpus.family_of(device).name
+    assert gpus.family_of(device).listed
+
+
+def test_every_check_has_a_name_of_its_own_and_says_what_it_looks_at() -> None:
+    names = [check.name for check in runner.CHECKS]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch("[a-z0-9-]+", name) for name in names)
+    assert all(check.what for check in runner.CHECKS)
+
+
+def test_the_page_names_every_check_and_option() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert {check.name for check in runner.CHECKS} <= set(re.findall("`([a-z0-9-]+)`", text))
+    parser = argparse.ArgumentParser(add_help=False)
+    doctor.add_arguments(parser)
+    options = set(re.findall(r"--[a-z]+", parser.format_help()))
+    assert options == set(re.findall(r"(?<=`)--[a-z]+", text))
+
+
+# What others read
+
+
+def test_the_script_has_the_commands_in_order_and_each_once(setup: Setup) -> None:
+    setup.torch("2.14.1+cu130")
+    refused(setup)
+    script = report.as_script(examine(setup), setup.machine())
+    commands = [line for line in script.splitlines() if line and not line.startswith("#")]
+    assert commands == [
+        'sudo usermod -aG render "$USER"',
+        "python -m pip uninstall -y torch torchvision torchaudio triton triton-xpu pytorch-triton-xpu",
+        "python -m pip install torch torchvision --index-url https://download.pytorch.org/whl/xpu",
+    ]
+
+
+def test_the_script_for_windows_has_no_comments_that_its_shell_would_run(setup: Setup) -> None:
+    setup.on_windows()
+    setup.torch("2.14.1+cpu")
+    lines = report.as_script(examine(setup), setup.machine()).splitlines()
+    assert not [line for line in lines if line.startswith("#") or "sudo" in line]
+    assert [line for line in lines if line.startswith("rem problem, torch-build")]
+
+
+def test_json_has_every_check(setup: Setup) -> None:
+    results = examine(setup)
+    told = json.loads(report.as_json(results, "1.0"))
+    assert told["status"] == 0
+    assert [check["name"] for check in told["checks"]] == [check.name for check in runner.CHECKS]
+    assert {check["verdict"] for check in told["checks"]} <= {verdict.value for verdict in Verdict}
+
+
+def test_the_report_holds_no_name_home_path_host_or_token(setup: Setup, tmp_path: Path) -> None:
+    token, key = "hf_abcdefghijklmnop1234", "0123456789abcdef0123456789abcdef0123"
+    setup.environ |= {
+        "ZE_AFFINITY_MASK": "0",
+        "YOLO_XPU_TOKEN": "a-very-private-word",
+        "SYCL_NOTE": f"{token} {key} https://marie:geheim@example.org/x",
+        "LD_LIBRARY_PATH": "/home/marie/lib:/Users/marie/lib",
+        "HF_TOKEN": "another-private-word",
+        "AWS_SECRET_ACCESS_KEY": "a-third-private-word",
+    }
+    setup.import_fails(
+        f"ImportError: {setup.site}/torch/x.so on laptop7.corp.example (laptop7) of marie, password=geheim: undefined"
+    )
+    machine = replace(setup.machine(), folder=Path("/home/marie/secret-project"))
+    private = report.Private(machine, user="marie", host="laptop7.corp.example", home=Path("/home/marie"))
+    text = report.as_markdown(list(runner.examine(machine, runner.CHECKS)), machine, "1.0", private)
+    for word in (
+        "marie",
+        "laptop7",
+        "corp.example",
+        "secret-project",
+        token,
+        key,
+        "geheim",
+        "private-word",
+        str(setup.site),
+        "/home/",
+    ):
+        assert word not in text, word
+    assert "ZE_AFFINITY_MASK=0" in text
+    assert "| ✗ | torch-import |" in text
+
+
+def test_words_that_only_hold_a_users_name_stay(setup: Setup) -> None:
+    private = report.Private(setup.machine(), user="al", host="tor", home=Path("/home/al"))
+    assert private("all tors of al in torch") == "all tors of <user> in torch"
