@@ -63,7 +63,7 @@ def _flush(path: Path) -> None:
 def _rename(source: Path, target: Path) -> None:
     for pause in (*_PAUSES, None):
         try:
-            with _freed_beside(target):
+            with _freed_beside(target) if pause == _PAUSES[0] else contextlib.nullcontext():
                 os.replace(source, target)
         except PermissionError:  # on Windows, as long as somebody reads the target
             if pause is None:
@@ -84,21 +84,31 @@ def _rename(source: Path, target: Path) -> None:
 def _freed_beside(replaced: Path) -> Iterator[None]:
     """Let a thread wait until a replaced file's blocks are free, which takes as long as writing as many.
 
-    Not on Windows, where a file that is open can't be replaced, nor on a disk that needs the blocks at once.
+    Not where a file that is open can't be replaced, as on Windows, nor on a disk that needs the blocks at once.
     """
     held = None
     if os.name != "nt":
         with contextlib.suppress(OSError):  # there is none yet, or it can't be read
             held = os.open(replaced, os.O_RDONLY)
-            disk = os.fstatvfs(held)
-            if disk.f_bavail * disk.f_frsize < 4 * os.fstat(held).st_size:
-                os.close(held)
-                held = None
     try:
         yield
     finally:
-        if held is not None:
-            threading.Thread(target=os.close, args=(held,), name="xpu-free-blocks").start()
+        if held is not None and _is_nearly_full(held):
+            os.close(held)
+        elif held is not None:
+            try:
+                threading.Thread(target=os.close, args=(held,), name="xpu-free-blocks").start()
+            except RuntimeError:  # a limit of threads, or the interpreter's end
+                os.close(held)
+
+
+def _is_nearly_full(file: int) -> bool:
+    """Whether the disk that a file is on may not have room for the next ones."""
+    try:
+        disk = os.fstatvfs(file)
+        return disk.f_bavail * disk.f_frsize < 4 * os.fstat(file).st_size
+    except OSError:
+        return True
 
 
 def remove_leftovers(directory: Path) -> list[Path]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.nn.tasks import DetectionModel, OBBModel
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 import xpu_simulator
-from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer import XPUDetectionTrainer, XPUOBBTrainer, hookimpl
+from yolo_xpu_trainer.policies.loss_syncs import host_labels
 
 from ..conftest import Train
+from ..other_plugins import registered
 
 STEPS = {"epochs": 2, "imgsz": 64, "val": False, "warmup_epochs": 0, "nbs": 4}
 
@@ -188,3 +192,131 @@ def test_a_loss_that_keeps_its_mask_is_saved_with_plain_tensors(train: Train) ->
     trainer = train(trainer=KeepingTrainer, callbacks={"on_model_save": look})
     assert [type(part) for part in saved] == [torch.Tensor] * 3
     assert all(torch.equal(a, b.cpu()) for a, b in zip(saved, trainer.model.criterion.kept, strict=True))
+
+
+# What a user's own code sees of labels that the host knows
+
+
+class EnoughError(Exception):
+    """Ends a run."""
+
+
+def end(trainer: Any) -> None:
+    if trainer.epoch == 1:
+        raise EnoughError
+
+
+class LookingLoss(v8DetectionLoss):
+    """Notes what kind of tensor it got."""
+
+    seen: ClassVar[list[type]] = []
+
+    def loss(self, preds: Any, batch: Any) -> Any:
+        self.seen += [type(batch["bboxes"]), type(batch["batch_idx"])]
+        return super().loss(preds, batch)
+
+
+def looking_within(model: Any) -> None:
+    made = model.init_criterion
+    model.init_criterion = lambda: E2ELoss(model, LookingLoss) if isinstance(made(), E2ELoss) else LookingLoss(model)
+
+
+def looking_assigner(model: Any) -> None:
+    made = model.init_criterion
+
+    def init_criterion() -> Any:
+        criterion = made()
+        one = getattr(criterion, "one2many", criterion)
+        assign = one.assigner.forward
+
+        def look(*args: Any, **kwargs: Any) -> Any:
+            LookingLoss.seen.extend(type(value) for value in args if isinstance(value, torch.Tensor))
+            return assign(*args, **kwargs)
+
+        one.assigner.forward = look
+        return criterion
+
+    model.init_criterion = init_criterion
+
+
+def looking_hook(model: Any) -> None:
+    model.register_forward_pre_hook(
+        lambda module, args: (
+            LookingLoss.seen.extend(type(v) for v in args[0].values() if isinstance(v, torch.Tensor))
+            if isinstance(args[0], dict)
+            else None
+        )
+    )
+
+
+@pytest.mark.parametrize("look", [looking_within, looking_assigner, looking_hook])
+@pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo26n.yaml"])
+def test_users_code_in_a_loss_gets_plain_tensors(train: Train, look: Callable[[Any], None], name: str) -> None:
+    LookingLoss.seen.clear()
+
+    class Trainer(XPUDetectionTrainer):
+        def get_model(self, *args: Any, **kwargs: Any) -> Any:
+            model = super().get_model(*args, **kwargs)
+            look(model)
+            return model
+
+        def save_model(self) -> None: ...  # what is local to a test can't be pickled
+
+    with pytest.raises(EnoughError):
+        train(trainer=Trainer, model=name, val=False, epochs=2, callbacks={"on_train_epoch_end": end})
+    assert set(LookingLoss.seen) == {torch.Tensor}
+
+
+@pytest.mark.parametrize("how", ["data in place", "other data", "a plugin that moves"])
+def test_labels_that_users_code_changes_are_those_that_count(
+    train: Train, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[bool] = []
+
+    class Model(OBBModel):
+        def loss(self, batch: Any, preds: Any = None) -> Any:
+            if how == "data in place":
+                batch["bboxes"].data[:, 2:4] *= 0.01
+            elif how == "other data":
+                batch["bboxes"].data = batch["bboxes"].data * torch.tensor([1, 1, 0.01, 0.01, 1], device="xpu")
+            return super().loss(batch, preds)
+
+    class Trainer(XPUOBBTrainer):
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+            if "data" in how:
+                return Model(cfg, nc=self.data["nc"], verbose=False)
+            return super().get_model(cfg, weights, verbose)
+
+        def save_model(self) -> None: ...
+
+    class Small:
+        @hookimpl(wrapper=True)
+        def xpu_move_batch(self, trainer: Any, batch: Any) -> Any:
+            moved = yield
+            if how == "a plugin that moves":
+                moved["bboxes"][:, 2:4] *= 0.01
+            return moved
+
+    original = host_labels._with_hosts
+
+    def with_hosts(run: Any, batch: Any) -> Any:
+        found = original(run, batch)
+        known.append(any(type(value) is host_labels.HostKnown for value in found.values()))
+        return found
+
+    monkeypatch.setattr(host_labels, "_with_hosts", with_hosts)
+    plugins = registered(Small()) if how == "a plugin that moves" else nullcontext()
+    with plugins:
+        losses: dict[bool, list[float]] = {}
+        for blocked in (False, True):
+            found: list[float] = []
+            note = lambda trainer, found=found: found.append(float(trainer.loss))  # noqa: E731
+            with pytest.raises(EnoughError):
+                train(
+                    task="obb", trainer=Trainer, val=False, epochs=2, amp=False, optimizer="SGD",
+                    xpu_fewer_syncs=not blocked,
+                    callbacks={"on_train_batch_end": note, "on_train_epoch_end": end},
+                )  # fmt: skip
+            losses[blocked] = found
+    assert losses[False] == losses[True]
+    assert not any(known)

@@ -200,3 +200,38 @@ def test_a_disk_that_is_nearly_full_gets_the_old_files_blocks_at_once(
     AtomicPath(target).write_bytes(b"new")
     assert not started
     assert target.read_bytes() == b"new"
+
+
+def test_a_file_that_may_not_be_replaced_while_it_is_open_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.pt"  # on a network share, for instance
+    target.write_bytes(b"old")
+    replace = os.replace
+
+    def refuse_an_open_one(source: Any, destination: Any) -> None:
+        held = []
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                held.append(os.readlink(f"/proc/self/fd/{fd}"))
+        if str(target) in held:
+            raise PermissionError(errno.EACCES, "it is open")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse_an_open_one)
+    monkeypatch.setattr(threading.Thread, "start", threading.Thread.run)  # else it may still be open for a moment
+    AtomicPath(target).write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+
+
+def test_a_thread_that_cannot_start_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    target = tmp_path / "a.pt"
+    target.write_bytes(b"old")
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    AtomicPath(target).write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert len(os.listdir("/proc/self/fd")) == before

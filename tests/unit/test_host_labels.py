@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import xpu_simulator
+from yolo_xpu_trainer import Precision, Run, devices
+from yolo_xpu_trainer.policies.loss_syncs import host_labels
 from yolo_xpu_trainer.policies.loss_syncs.host_labels import HostKnown, known
 
 LABELS = torch.tensor([[0, 1, 0.5, 0.5, 0.2, 0.3], [0, 2, 0.1, 0.4, 0.01, 0.5], [2, 0, 0.7, 0.2, 0.4, 0.02]])
@@ -80,16 +84,65 @@ def test_what_was_changed_is_asked_of_the_device(xpu: torch.device, change: Call
 def test_what_is_not_listed_is_a_plain_tensor(xpu: torch.device) -> None:
     tensor = known(LABELS.to(xpu), LABELS)
     assert type(tensor) is HostKnown
-    for other in (
-        tensor + 1,
-        tensor.clone(),
-        tensor.sum(),
-        tensor.detach(),
-        tensor.cpu(),
-        torch.stack((tensor, tensor)),
-    ):
+    for other in (tensor + 1, tensor.clone(), tensor.sum(), tensor.cpu(), torch.stack((tensor, tensor))):
         assert type(other) is torch.Tensor
-    assert torch.equal(copy.deepcopy(tensor.clone()).cpu(), LABELS)
+    for other in (copy.copy(tensor), copy.deepcopy(tensor), pickle.loads(pickle.dumps(tensor))):
+        assert type(other) is torch.Tensor
+        assert torch.equal(other.cpu(), LABELS)
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "max(0)": lambda t: t.max(0),
+    "max(dim=1)": lambda t: t.max(dim=1).values,
+    "== None": lambda t: t == None,  # noqa: E711 - as users' code may have it
+    "in": lambda t: t[0, 0] in [None, 1.0],
+    "eq of a tensor": lambda t: t.eq(other=torch.zeros(3, 6, device=t.device)),
+    "mul by name": lambda t: t.mul(other=2),
+    "bincount by name": lambda t: torch.bincount(input=t[:, 0].long()),
+    "bincount with weights": lambda t: torch.bincount(t[:, 0].long(), weights=torch.ones(3, device=t.device)),
+    "an empty index": lambda t: t[0][[]],
+    "a negative index": lambda t: t[-1][-2],
+    "a mask of two dimensions": lambda t: t[t >= 0.5],
+    "a mask that is too long": lambda t: t[torch.ones(4, dtype=torch.bool, device=t.device)],
+    "a mask of nothing": lambda t: t[t[:, 0] >= 9],
+    "format": lambda t: f"{t.max():.2f}",
+    "repr": lambda t: repr(t).split("grad")[0],
+    "a parameter": lambda t: torch.nn.Parameter(t).sum(),
+    "len": len,
+    "iteration": lambda t: [row.sum() for row in t],
+    "to the host": lambda t: t.to("cpu"),
+    "unique": lambda t: torch.unique(t[:, 0]),
+    "unique with an inverse": lambda t: torch.unique(t[:, 0], return_inverse=True, return_counts=True),
+    "unique of what is no image": lambda t: torch.unique(t[:, 4], return_counts=True),
+    "unique, images left out": lambda t: torch.unique(t[:, 0], return_counts=True),
+    "a size that is no integer": lambda t: torch.zeros(2, t[0, 1]),
+    "indexing by indices": lambda t: t[t[:, 0].long()],
+    "a view of another dtype": lambda t: t.view(torch.int32),
+    "NumPy": lambda t: t.cpu().numpy().sum(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_any_other_call_gives_what_it_gives_for_a_plain_tensor(xpu: torch.device, call: str) -> None:
+    def outcome(tensor: Any) -> Any:
+        try:
+            found = CALLS[call](tensor)
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            return type(error)
+        return [t.cpu().tolist() if isinstance(t, torch.Tensor) else t for t in pytree.tree_leaves(found)]
+
+    assert outcome(known(LABELS.to(xpu), LABELS)) == outcome(LABELS.to(xpu))
+
+
+@pytest.mark.parametrize("expose", [lambda t: t.data, lambda t: t.untyped_storage()], ids=["data", "storage"])
+def test_what_may_be_changed_without_a_new_version_is_forgotten(
+    xpu: torch.device, expose: Callable[[Any], Any]
+) -> None:
+    tensor = known(LABELS.to(xpu), LABELS)
+    expose(tensor)
+    with xpu_simulator.count() as counts:
+        assert float(tensor[0, 5]) == pytest.approx(0.3)
+    assert counts.syncs
 
 
 def test_numbers_are_rounded_as_on_the_device(xpu: torch.device) -> None:
@@ -103,3 +156,12 @@ def test_a_tensor_that_needs_a_gradient_or_is_on_the_host_stays_as_it_is(xpu: to
     weight = torch.nn.Parameter(LABELS.to(xpu))
     assert known(weight, LABELS) is weight
     assert known(LABELS, LABELS) is LABELS
+
+
+def test_a_loaders_memory_may_be_used_again(xpu: torch.device) -> None:
+    run = Run(devices.info(0), (0,), Precision("fp32", "a test asks for it"))
+    host = {"batch_idx": torch.tensor([0.0, 0.0, 1.0])}
+    moved = {"batch_idx": host["batch_idx"].to(xpu)}
+    host_labels.keep(run, host, moved)
+    host["batch_idx"].numpy()[:] = 7
+    assert host_labels._with_hosts(run, moved)["batch_idx"].max().item() == 1

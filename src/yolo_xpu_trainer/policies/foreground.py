@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..known_tensors import Answer, KnownTensor, PlainError
 from ..options import Option
 from ..own_code import is_known
 from ..patches import Patch, patch
@@ -27,43 +28,7 @@ def xpu_options() -> list[Option[bool]]:
     return [FOREGROUND_ONCE]
 
 
-class _Known(torch.Tensor):
-    """A tensor that answers some calls from what is known of its contents, and is a plain one to every other.
-
-    Copies of it, and what is computed from it, are plain tensors. Its contents are known as long as its version is what
-    it was when they became known: a version changes with the contents, whichever tensor of the same memory they are
-    changed by.
-    """
-
-    _at: int | None = None  # the version; None where nothing is known
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer from what is known, or leave it to the plain tensor."""
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            answer = _ANSWERS.get(func)
-            if answer is None or not args or _is_transformed():
-                return func(*args, **kwargs)
-            return answer(func, *args, **kwargs)
-
-    def __copy__(self) -> torch.Tensor:
-        return _plain(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        plain = _plain(self)
-        memo.setdefault(id(memo), []).append(plain)  # the memo goes by identities, which must not be given again
-        memo[id(self)] = copied = plain.__deepcopy__(memo)  # type: ignore[no-untyped-call]
-        return copied
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _plain(self).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
-
-    def _is_known(self) -> bool:
-        return self._at is not None and self._at == self._version
-
-
-class ForegroundMask(_Known):
+class ForegroundMask(KnownTensor):
     """A boolean mask whose positions are found when they are first needed, and that is indexed by from then on.
 
     It answers what losses ask of such a mask (indexing with it or its rows, `nonzero(as_tuple=True)`, and the truth of
@@ -74,11 +39,18 @@ class ForegroundMask(_Known):
     _row_of: tuple[ForegroundMask, int] | None = None
     _rows: tuple[torch.Tensor, ...] | None = None  # the positions in each row
 
-    def _is_known(self) -> bool:
-        return super()._is_known() and (self._row_of is None or self._row_of[0]._is_known())
+    def is_valid(self) -> bool:
+        """Whether the contents are what they were, those that it is a row of among them."""
+        return super().is_valid() and (self._row_of is None or self._row_of[0].is_valid())
+
+    def forget(self) -> None:
+        """Know nothing any more, of that which it is a row of, either."""
+        super().forget()
+        if self._row_of is not None:
+            self._row_of[0].forget()
 
 
-class _Number(_Known):
+class _Number(KnownTensor):
     """What `sum()` or `any()` of a mask is, on the device; the host is told without a sync."""
 
     _mask: ForegroundMask
@@ -98,20 +70,9 @@ def known_mask(mask: torch.Tensor, row_of: tuple[ForegroundMask, int] | None = N
     return known
 
 
-def _is_transformed() -> bool:
-    """Whether PyTorch's compiler or one of `torch.func` computes with other tensors than there are."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a plain tensor of the same memory and version."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call,no-any-return]
-
-
 def _positions(mask: Any) -> torch.Tensor | None:
     """Return where a mask is true, as `nonzero()` does; None if it isn't known to be what it was."""
-    if type(mask) is not ForegroundMask or not mask._is_known():
+    if type(mask) is not ForegroundMask or not mask.is_valid():
         return None
     if mask._positions is None:
         with torch.inference_mode(False):  # else nothing that needs a gradient could be indexed by them later
@@ -128,7 +89,8 @@ def _row(mask: ForegroundMask, number: int) -> torch.Tensor | None:
     return None if positions is None or mask._rows is None else mask._rows[number]
 
 
-def _getitem(func: Any, tensor: Any, index: Any) -> Any:
+def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, index = args
     if type(index) is tuple and len(index) == 1 and type(index[0]) is ForegroundMask:
         (index,) = index  # as PyTorch 2.5 gives a mask that something is indexed by
     if type(index) is ForegroundMask and _fits(index, tensor):
@@ -139,7 +101,8 @@ def _getitem(func: Any, tensor: Any, index: Any) -> Any:
     return known_mask(found, (tensor, index)) if type(index) is int and _has_rows(tensor) else found
 
 
-def _setitem(func: Any, tensor: Any, index: Any, value: Any) -> Any:
+def _setitem(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, index, value = args
     # One number for all needs no positions.
     if type(index) is ForegroundMask and _fits(index, tensor) and isinstance(value, torch.Tensor) and value.dim():
         positions = _positions(index)
@@ -154,56 +117,41 @@ def _fits(mask: torch.Tensor, tensor: Any) -> bool:
 
 
 def _has_rows(mask: Any) -> bool:
-    return type(mask) is ForegroundMask and mask.dim() == 2 and mask._is_known()
+    return type(mask) is ForegroundMask and mask.dim() == 2 and mask.is_valid()
 
 
-def _unbind(func: Any, mask: Any, dim: int = 0) -> Any:
-    rows = func(mask, dim)
-    if not _has_rows(mask) or dim != 0:
+def _unbind(func: Any, args: Any, kwargs: Any) -> Any:
+    mask, *others = args
+    rows = func(*args, **kwargs)
+    if not _has_rows(mask) or (*others, *kwargs.values()) not in ((), (0,)):
         return rows
     return tuple(known_mask(row, (mask, i)) for i, row in enumerate(rows))
 
 
-def _nonzero(func: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-    positions = _positions(mask) if not args and kwargs == {"as_tuple": True} else None
-    return func(mask, *args, **kwargs) if positions is None else positions.clone().unbind(1)
+def _nonzero(func: Any, args: Any, kwargs: Any) -> Any:
+    positions = _positions(args[0]) if len(args) == 1 and kwargs == {"as_tuple": True} else None
+    if positions is None:
+        raise PlainError
+    return positions.clone().unbind(1)
 
 
-def _count(func: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-    if args or kwargs or type(mask) is not ForegroundMask or not mask._is_known():
-        return func(mask, *args, **kwargs)
+def _count(func: Any, args: Any, kwargs: Any) -> Any:
+    mask, *others = args
+    if others or kwargs or type(mask) is not ForegroundMask or not mask.is_valid():
+        raise PlainError
     with torch.inference_mode(False):  # else a change of the number couldn't be told
         number: _Number = func(mask).as_subclass(_Number)
     number._mask, number._at = mask, number._version
     return number
 
 
-def _convert(func: Any, number: Any) -> Any:
-    positions = _positions(number._mask) if type(number) is _Number and number._is_known() else None
+def _convert(func: Any, args: Any, kwargs: Any) -> Any:
+    (number,) = args
+    positions = _positions(number._mask) if type(number) is _Number and number.is_valid() else None
     if positions is None:
-        return func(number)
+        raise PlainError
     count = len(positions)
     return _CONVERSIONS[func](count if number.dtype is not torch.bool else count > 0)
-
-
-def _detach(func: Any, tensor: Any) -> Any:
-    """Return a detached tensor of the same class, without which no `torch.nn.Parameter` is made from one."""
-    detached = func(tensor)
-    return detached.as_subclass(type(tensor)) if isinstance(tensor, _Known) else detached
-
-
-def _show(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Show a tensor as what it is to everybody else."""
-    return func(_plain(tensor), *args, **kwargs)
-
-
-def _expose(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Forget what is known: what is changed by way of such a view changes no version."""
-    if isinstance(tensor, _Known):
-        tensor._at = None
-        if isinstance(tensor, ForegroundMask) and tensor._row_of is not None:
-            tensor._row_of[0]._at = None
-    return func(tensor, *args, **kwargs)
 
 
 _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
@@ -212,7 +160,7 @@ _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
     torch.Tensor.__float__: float,
     torch.Tensor.item: lambda value: value,
 }
-_ANSWERS: dict[Any, Callable[..., Any]] = {
+_ANSWERS: dict[Any, Answer] = {
     torch.Tensor.__getitem__: _getitem,
     torch.Tensor.__setitem__: _setitem,
     torch.Tensor.unbind: _unbind,
@@ -224,15 +172,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.sum: _count,
     torch.sum: _count,
     **dict.fromkeys(_CONVERSIONS, _convert),
-    torch.Tensor.detach: _detach,
-    torch.Tensor.__repr__: _show,
-    torch.Tensor.__format__: _show,
-    torch.Tensor.data.__get__: _expose,  # type: ignore[attr-defined]
-    torch.Tensor.data.__set__: _expose,  # type: ignore[attr-defined]
-    torch.Tensor.set_: _expose,
-    torch.Tensor.untyped_storage: _expose,
-    torch.Tensor.__dlpack__: _expose,
 }
+ForegroundMask.answers = _Number.answers = _ANSWERS
 
 
 @patch(

@@ -7,13 +7,16 @@ the host tells a number, a count or the places of a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, TypeGuard
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from ...own_code import is_known
+from ...known_tensors import Answer, KnownTensor, PlainError
+from ...own_code import is_known, own_code
 from ...patches import patch
 from ...run import Run, StashKey
 
@@ -22,86 +25,74 @@ __all__ = ["IN_LOSS", "HostKnown", "keep", "known", "loss"]
 _LABELS = ("batch_idx", "cls", "bboxes")
 _BYTES = 1 << 20  # the most that labels have, so that the host isn't the slower one
 _SMALL = 16  # elements of a model's strides, of which the host keeps a copy
+_SLICES = 64  # the most that a mask is taken in, each of which costs the host a view
 
 
-class _UnknownError(Exception):
-    """The host doesn't know a tensor."""
-
-
-class HostKnown(torch.Tensor):
-    """A tensor on the device whose contents the host knows, and a plain one to whatever isn't listed below.
-
-    They are known as long as its version is what it was: a version changes with the contents, whichever tensor of the
-    same memory they are changed by.
-    """
+class HostKnown(KnownTensor):
+    """A tensor on the device whose contents the host knows."""
 
     _host: torch.Tensor
-    _at: int
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer from what the host knows, or leave it to the plain tensor."""
-        with torch._C.DisableTorchFunctionSubclass():
-            answer = None if _is_transformed() else _ANSWERS.get(func)
-            if answer is None:
-                return func(*args, **(kwargs or {}))
-            return answer(func, args, kwargs or {})
 
 
-def known(tensor: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+def known(tensor: Any, host: torch.Tensor) -> Any:
     """Return a tensor of the same memory, whose contents the host knows.
 
     Args:
-        tensor: On the device.
+        tensor: On the device; what is no tensor there, or needs a gradient, is returned as it is.
         host: The same values on the host.
     """
-    if tensor.is_inference() or tensor.requires_grad or tensor.device.type == "cpu":
+    if not isinstance(tensor, torch.Tensor) or tensor.device.type == "cpu":
+        return tensor
+    if tensor.is_inference() or tensor.requires_grad:
         return tensor
     made: HostKnown = tensor.as_subclass(HostKnown)  # type: ignore[no-untyped-call]
     made._host, made._at = host, made._version
     return made
 
 
-def _is_transformed() -> bool:
-    """Whether PyTorch's compiler or one of `torch.func` computes with other tensors than there are."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+def _is_known(value: Any) -> TypeGuard[HostKnown]:
+    return type(value) is HostKnown and value.is_valid()
 
 
-def _is_valid(value: Any) -> TypeGuard[HostKnown]:
-    return type(value) is HostKnown and value._at == value._version
-
-
-def _on_host(value: Any) -> Any:
-    """Return an argument as the host knows it.
-
-    Raises:
-        _UnknownError: It doesn't.
-    """
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_on_host, value))
-    if not isinstance(value, torch.Tensor):
-        return value
-    if not _is_valid(value):
-        raise _UnknownError
+def _host_of(value: Any) -> torch.Tensor:
+    if not _is_known(value):
+        raise PlainError
     return value._host
 
 
+def _on_host(value: Any) -> Any:
+    """Return an argument as the host knows it."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_on_host, value))
+    if isinstance(value, torch.Tensor):
+        return _host_of(value)
+    if type(value) not in (bool, int, float):
+        raise PlainError
+    return value
+
+
 def _on_both(func: Any, args: Any, kwargs: Any) -> Any:
-    """Compute on the device, and on the host where that knows everything."""
-    found = func(*args, **kwargs)
-    if any(found is value for value in args):
-        return found
-    try:
-        return known(found, func(*_on_host(args), **kwargs))
-    except _UnknownError:
-        return found
+    """Compute on the device and on the host."""
+    if kwargs:
+        raise PlainError
+    hosts = _on_host(args)
+    found = func(*args)
+    return found if any(found is value for value in args) else known(found, func(*hosts))
+
+
+def _largest(func: Any, args: Any, kwargs: Any) -> Any:
+    if len(args) != 1:
+        raise PlainError
+    return _on_both(func, args, kwargs)
 
 
 def _scaled(func: Any, args: Any, kwargs: Any) -> Any:
     """Multiply, by a number or by one of a model's strides, which are read once."""
+    if len(args) != 2 or kwargs:
+        raise PlainError
     tensor, other = args
-    if type(other) is torch.Tensor and _is_valid(tensor) and (host := _stride(other)) is not None:
-        return known(func(tensor, other), func(tensor._host, host))
+    if type(other) is torch.Tensor and _is_known(tensor) and (stride := _stride(other)) is not None:
+        return known(func(tensor, other), func(tensor._host, stride))
     return _on_both(func, args, kwargs)
 
 
@@ -111,27 +102,26 @@ _strides = WeakTensorKeyDictionary()
 
 def _stride(tensor: torch.Tensor) -> torch.Tensor | None:
     base = tensor._base
-    if base is None or tensor.dim() or base.numel() > _SMALL or base.is_inference():
+    if base is None or tensor.dim() or base.numel() > _SMALL or base.is_inference() or not base.is_contiguous():
         return None
-    version, host = _strides.get(base, (None, None))  # type: ignore[no-untyped-call]
-    if version != base._version:
-        host = base.detach().cpu()
-        _strides[base] = base._version, host
-    return host.flatten()[tensor.storage_offset() - base.storage_offset()] if base.is_contiguous() else None
+    version, address, host = _strides.get(base, (None, None, None))  # type: ignore[no-untyped-call]
+    if (version, address) != (base._version, base.data_ptr()):
+        host = base.detach().cpu().flatten()
+        _strides[base] = base._version, base.data_ptr(), host
+    return host[tensor.storage_offset() - base.storage_offset()]  # type: ignore[no-any-return]
 
 
 def _converted(func: Any, args: Any, kwargs: Any) -> Any:
     """Convert to another dtype, or device."""
+    host = _host_of(args[0])
     found = func(*args, **kwargs)
-    if found is args[0] or not _is_valid(args[0]):
-        return found
-    return known(found, args[0]._host.to(found.dtype))
+    return found if found is args[0] else known(found, host.to(found.dtype))
 
 
 def _told(func: Any, args: Any, kwargs: Any) -> Any:
     """Tell a number, or numbers."""
     (tensor,) = args
-    return func(tensor._host if _is_valid(tensor) else tensor)
+    return func(_host_of(tensor))
 
 
 def _sized(func: Any, args: Any, kwargs: Any) -> Any:
@@ -140,7 +130,8 @@ def _sized(func: Any, args: Any, kwargs: Any) -> Any:
     def size(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return type(value)(map(size, value))
-        return int(value._host) if _is_valid(value) and value.dim() == 0 else value
+        is_size = _is_known(value) and value.dim() == 0 and not value.is_floating_point()
+        return int(value._host) if is_size else value
 
     first = args[:1] if func is torch.Tensor.new_zeros else ()
     return func(*first, *map(size, args[len(first) :]), **kwargs)
@@ -149,53 +140,84 @@ def _sized(func: Any, args: Any, kwargs: Any) -> Any:
 def _indexed(func: Any, args: Any, kwargs: Any) -> Any:
     """Take what an index or a mask names."""
     tensor, index = args
-    if _is_valid(index) and index.dtype is torch.bool and index.dim() == 1 and index.shape == tensor.shape[:1]:
-        if index._host.all():
-            found = tensor.clone()
-        else:
-            found = func(tensor, _sent(index._host.nonzero().squeeze(1), tensor.device))
-        return known(found, tensor._host[index._host]) if _is_valid(tensor) else found
-    if not _is_valid(tensor) or not _is_fixed(index):
-        return func(tensor, index)
-    if isinstance(index, list) and tensor.dim() == 1:  # which would be copied to the device
-        return known(torch.cat([func(tensor, slice(i, i + 1)) for i in index]), tensor._host[index])
-    return known(func(tensor, index), tensor._host[index])
+    if type(index) is tuple and len(index) == 1:
+        (index,) = index  # as PyTorch before 2.10 or so gives it
+    if isinstance(index, torch.Tensor):
+        mask = _host_of(index)
+        if mask.dtype is not torch.bool or mask.dim() != 1 or tensor.device != index.device:
+            raise PlainError
+        if tensor.shape[:1] != mask.shape:
+            raise PlainError
+        found = _joined(tensor, mask)
+        return known(found, tensor._host[mask]) if _is_known(tensor) else found
+    host = _host_of(tensor)
+    if isinstance(index, list) and index and tensor.dim() == 1 and all(type(i) is int and i >= 0 for i in index):
+        return known(torch.cat([tensor[i : i + 1] for i in index]), host[index])  # else it is copied to the device
+    if not _is_basic(index):
+        raise PlainError
+    return known(func(tensor, index), host[index])
 
 
-def _is_fixed(index: Any) -> bool:
-    """Whether an index is made of numbers that aren't negative, slices, and so on."""
-    if isinstance(index, (tuple, list)):
-        return all(map(_is_fixed, index))
-    return index is None or index is Ellipsis or isinstance(index, slice) or (type(index) is int and index >= 0)
+def _is_basic(index: Any) -> bool:
+    """Whether an index is made of numbers and slices."""
+    if isinstance(index, tuple):
+        return all(map(_is_basic, index))
+    return index is None or index is Ellipsis or isinstance(index, slice) or type(index) is int
+
+
+def _joined(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a tensor that a mask on the host names, without copying an index to the device."""
+    slices = list(_runs(mask.tolist()))
+    if len(slices) > _SLICES:
+        raise PlainError
+    return torch.cat([tensor[first:last] for first, last in slices]) if slices else tensor[:0].clone()
+
+
+def _runs(mask: list[bool]) -> Iterator[tuple[int, int]]:
+    """Yield where each row of true values begins and ends."""
+    at = 0
+    for value, group in groupby(mask):
+        first, at = at, at + len(list(group))
+        if value:
+            yield first, at
 
 
 def _unique(func: Any, args: Any, kwargs: Any) -> Any:
-    (tensor, *others) = args
+    """Return a batch's images, in order, and how many labels each has."""
     asked = {name for name, value in kwargs.items() if value not in (None, False)} - {"sorted"}
-    if others or asked != {"return_counts"} or not _is_valid(tensor) or tensor.dtype is not torch.long:
-        return func(*args, **kwargs)
-    values, counts = torch.unique(tensor._host, return_counts=True)
-    sent = _sent(torch.stack((values, counts)), tensor.device)
-    return known(sent[0], values), known(sent[1], counts)
+    if len(args) != 1 or asked != {"return_counts"} or kwargs.get("sorted") is False:
+        raise PlainError
+    (tensor,) = args
+    values, counts = torch.unique(_host_of(tensor), return_counts=True)
+    images = values.long()
+    if tensor.dim() != 1 or not len(images) or len(images) > _SLICES or int(images[0]) < 0 or not images.equal(values):
+        raise PlainError
+    of_all = _counted(tensor, int(images[-1]) + 1)
+    every = torch.arange(len(of_all), dtype=tensor.dtype, device=tensor.device)
+    present = torch.zeros(len(of_all), dtype=torch.bool).index_fill_(0, images, True)
+    return known(_joined(every, present), values), known(_joined(of_all, present), counts)
 
 
 def _bincount(func: Any, args: Any, kwargs: Any) -> Any:
-    (tensor, *others) = args
-    if others or not _is_valid(tensor):
-        return func(*args, **kwargs)
-    counts = func(tensor._host, **kwargs)
-    return known(_sent(counts, tensor.device), counts)
+    """Count the labels of each image."""
+    if len(args) != 1 or kwargs.keys() - {"minlength"}:
+        raise PlainError
+    (tensor,) = args
+    counts = func(_host_of(tensor), **kwargs)
+    return known(_counted(tensor, len(counts)), counts)
 
 
-def _sent(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to the device, while the host goes on."""
-    return host.pin_memory().to(device, non_blocking=True)
+def _counted(tensor: torch.Tensor, images: int) -> torch.Tensor:
+    """Count on the device, where it is known how many kinds there are."""
+    index = tensor.long()
+    return torch.zeros(images, dtype=torch.long, device=tensor.device).scatter_add_(0, index, torch.ones_like(index))
 
 
-_ANSWERS: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((torch.Tensor.view, torch.Tensor.flatten, torch.cat, torch.Tensor.max), _on_both),
+_ANSWERS: dict[Any, Answer] = {
+    **dict.fromkeys((torch.Tensor.view, torch.Tensor.flatten, torch.cat), _on_both),
     **dict.fromkeys((torch.Tensor.ge, torch.Tensor.eq, torch.Tensor.__eq__, torch.Tensor.__and__), _on_both),
     **dict.fromkeys((torch.Tensor.long, torch.Tensor.to), _converted),
+    torch.Tensor.max: _largest,
     torch.Tensor.mul: _scaled,
     torch.Tensor.__getitem__: _indexed,
     **dict.fromkeys((torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__bool__), _told),
@@ -204,10 +226,13 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.unique, torch.Tensor.unique), _unique),
     torch.bincount: _bincount,
 }
+HostKnown.answers = _ANSWERS
 
 
 _HOST = StashKey[WeakTensorKeyDictionary]()
-"""The labels as they were on the host, of those on the device, with both tensors' versions."""
+"""The labels as they were on the host, of those on the device, with these tensors' versions and addresses."""
+_OWN = StashKey[WeakIdKeyDictionary]()
+"""Whether all of a model's criterion is Ultralytics'."""
 IN_LOSS = StashKey[bool]()
 """Whether one of Ultralytics' own losses is being computed."""
 
@@ -227,7 +252,8 @@ def keep(run: Run, batch: Any, moved: Any) -> None:
         if host is not None and there is not None and _are_labels(host, there):
             if _HOST not in run.stash:
                 run.stash[_HOST] = WeakTensorKeyDictionary()
-            run.stash[_HOST][there] = host, host._version, there._version
+            # A loader may use its memory again.
+            run.stash[_HOST][there] = host.clone(), there._version, there.data_ptr()
 
 
 def _are_labels(host: Any, there: Any) -> bool:
@@ -247,9 +273,37 @@ def _with_hosts(run: Run, batch: dict[str, Any]) -> dict[str, Any]:
     for key in _LABELS:
         there: Any = batch.get(key)
         entry = run.stash[_HOST].get(there) if type(there) is torch.Tensor else None  # type: ignore[no-untyped-call]
-        if entry is not None and (entry[0]._version, there._version) == entry[1:]:
+        if entry is not None and (there._version, there.data_ptr()) == entry[1:]:
             labels[key] = known(there, entry[0])
     return {**batch, **labels}
+
+
+def _is_ultralytics(run: Run, model: torch.nn.Module) -> bool:
+    """Whether nothing of users' code sees the labels between their move and the loss's end."""
+    criterion = getattr(model, "criterion", None)
+    if criterion is None:
+        return False  # it is made in the first batch
+    if _OWN not in run.stash:
+        run.stash[_OWN] = WeakIdKeyDictionary()
+    if criterion not in run.stash[_OWN]:
+        kind: Any = type(model)
+        methods = [getattr(kind, name, None) for name in ("forward", "loss")]
+        of_users = any(vars(model).get(name) for name in ("forward", "loss", "_forward_pre_hooks", "_forward_hooks"))
+        run.stash[_OWN][criterion] = not of_users and all(map(is_known, methods)) and _is_known_throughout(criterion)
+    return bool(run.stash[_OWN][criterion])
+
+
+def _is_known_throughout(thing: Any, depth: int = 3) -> bool:
+    """Whether an object, its methods, and what it holds are Ultralytics' or PyTorch's."""
+    if isinstance(thing, torch.Tensor) or not hasattr(thing, "__dict__"):
+        return True
+    methods = [m for owner in type(thing).__mro__ for m in vars(owner).values() if inspect.isfunction(m)]
+    if not is_known(type(thing)) or not all(map(is_known, methods)):
+        return False
+    if isinstance(thing, torch.nn.Module) and own_code(thing):
+        return False
+    held = [value for value in vars(thing).values() if depth and value is not thing]
+    return all(is_known(v) if inspect.isroutine(v) else _is_known_throughout(v, depth - 1) for v in held)
 
 
 @patch(
@@ -259,8 +313,7 @@ def _with_hosts(run: Run, batch: dict[str, Any]) -> dict[str, Any]:
 )
 def loss(run: Run, original: Callable[..., Any], self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute Ultralytics' own loss with labels that are known to the host."""
-    criterion = getattr(self, "criterion", None)
-    if type(batch) is not dict or not is_known(type(self).init_criterion if criterion is None else type(criterion)):
+    if type(batch) is not dict or not _is_ultralytics(run, self):
         return original(self, batch, *args, **kwargs)
     before = run.stash.get(IN_LOSS, False)
     run.stash[IN_LOSS] = True
