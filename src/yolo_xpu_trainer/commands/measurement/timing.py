@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ..synthetic import MANY, draw
+from .cases import WARMUP, WINDOW_SECONDS, Case, Implementation, Sizes, Window
 from .isolation import clear
 from .model import Model
-from .results import Case, Implementation, Window
-from .settings import WARMUP, WINDOW_SECONDS, Settings
+from .stopwatch import Stopwatch, WallClock
 from .telemetry import Sampler
 
-__all__ = ["Job", "NotMeasured", "infer", "train"]
+__all__ = ["Clock", "Job", "NotMeasured", "infer", "train"]
 
 WARMUP_SECONDS = 5
 """A warm-up that has lasted this long after its first step, which is slow, ends early."""
@@ -39,20 +39,24 @@ class Job:
         data: What Ultralytics takes as `data`.
         readings: What to read of each device, by its name.
         on_step: Called after each step.
+        arguments: Further arguments of each training.
+        stopwatch: Makes what measures a window, of a device's index.
     """
 
     model: Model
-    settings: Settings
+    settings: Sizes
     scratch: Path
     data: Path
     readings: dict[str, list[str]]
     on_step: Callable[[], object]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    stopwatch: Callable[[int | None], Stopwatch] = WallClock
 
     def clock(self, case: Case) -> Clock:
         """Free the device's memory, and return a clock for a measurement on it."""
         clear(case.device.index)
         sampler = Sampler(case.device.index, self.readings.get(case.device.name, []))
-        return Clock(case, self.settings, sampler, self.on_step)
+        return Clock(case, self.settings, sampler, self.on_step, self.stopwatch(case.device.index))
 
 
 class Clock:
@@ -63,10 +67,19 @@ class Clock:
         settings: The length of a window.
         sampler: Takes readings during the window.
         on_step: Called after each step.
+        stopwatch: Measures the window.
     """
 
-    def __init__(self, case: Case, settings: Settings, sampler: Sampler, on_step: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        case: Case,
+        settings: Sizes,
+        sampler: Sampler,
+        on_step: Callable[[], object],
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self._index = case.device.index
+        self._stopwatch = stopwatch or WallClock(self._index)
         self._settings = settings
         self._sampler = sampler
         self._on_step = on_step
@@ -95,12 +108,13 @@ class Clock:
             if self._first_step is None:
                 self._first_step = now
             elif self.warmup_steps >= WARMUP or now - self._first_step > WARMUP_SECONDS:
-                self._start = self._synchronized()
+                self._stopwatch.start()
+                self._start = time.perf_counter()
                 self._sampler.start()
             return None
         self.steps += 1
         ended = self.steps >= self._settings.steps or now - self._start > WINDOW_SECONDS
-        return self._window(self._synchronized() - self._start) if ended and not self.steps % cycle else None
+        return self._window(self._stopwatch.stop()) if ended and not self.steps % cycle else None
 
     def stop(self) -> None:
         """End the readings."""
@@ -121,12 +135,6 @@ class Clock:
             telemetry=self._sampler.stop(),
         )
 
-    def _synchronized(self) -> float:
-        """Wait until the device has finished its work, and return the time."""
-        if self._index is not None:
-            torch.xpu.synchronize(self._index)
-        return time.perf_counter()
-
 
 class _Stop(BaseException):
     """Leaves a trainer's loop. Not an `Exception`: a trainer may retry after one."""
@@ -139,7 +147,7 @@ class _Stop(BaseException):
 class _Callbacks:
     """A trainer's callbacks, which measure its steps."""
 
-    def __init__(self, clock: Clock, case: Case, settings: Settings) -> None:
+    def __init__(self, clock: Clock, case: Case, settings: Sizes) -> None:
         self._clock = clock
         self._case = case
         self._settings = settings
@@ -237,6 +245,7 @@ def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
         **dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0),
         "close_mosaic": 0,
         "auto_augment": None,
+        **job.arguments,
     }
     return {**arguments, "compile": True} if case.compile else arguments
 
