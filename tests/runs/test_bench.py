@@ -479,13 +479,13 @@ def test_precision_is_checked(running: SimpleNamespace, precision: str, sound: b
     if sound:
         timing._check_precision(running, case)
     else:
-        with pytest.raises(timing._Stop) as stopped:
+        with pytest.raises(timing.Stop) as stopped:
             timing._check_precision(running, case)
         assert "ran in fp32" in stopped.value.reason
 
 
 def test_compilation_is_checked() -> None:
-    with pytest.raises(timing._Stop):
+    with pytest.raises(timing.Stop):
         timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))

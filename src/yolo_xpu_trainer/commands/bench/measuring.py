@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ... import devices
 from ...policies import compile
 from ...versions import knows_accelerators
 from ..measurement import telemetry
 from ..measurement.cases import Implementation
 from ..measurement.data import write_data
-from ..measurement.isolation import clear, first_line, plain_ultralytics, quiet, with_package
+from ..measurement.isolation import clear, first_line, keep_current_device, plain_ultralytics, quiet, with_package
 from ..measurement.model import Model
 from ..measurement.timing import Job, NotMeasured, infer, train
 from .results import Case, Report, Result
@@ -51,7 +49,7 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
         TimeElapsedColumn(),
     )
     # Refreshed rarely, because drawing the bar slows down the loop that is measured.
-    with _keep_current_device(), Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
+    with keep_current_device(), Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
         bar = progress.add_task("drawing images", total=None)
         try:
             data = write_data(scratch / "data", model, settings.batch, settings.imgsz)
@@ -141,16 +139,3 @@ def _measure_case(results: list[Result], job: Job, repeats: int, progress: Progr
                 result.fail(first_line(error))
             clear(case.device.index)
         progress.update(bar, completed=done + WARMUP + job.settings.steps)
-
-
-@contextmanager
-def _keep_current_device() -> Iterator[None]:
-    """Restore the current XPU, which Ultralytics sets."""
-    if not devices.count():
-        yield
-        return
-    before = torch.xpu.current_device()
-    try:
-        yield
-    finally:
-        torch.xpu.set_device(before)

@@ -18,7 +18,7 @@ from .model import Model
 from .stopwatch import Stopwatch, WallClock
 from .telemetry import Sampler
 
-__all__ = ["Clock", "Job", "NotMeasured", "infer", "train"]
+__all__ = ["Clock", "Job", "NotMeasured", "Stop", "infer", "train"]
 
 WARMUP_SECONDS = 5
 """A warm-up that has lasted this long after its first step, which is slow, ends early."""
@@ -136,7 +136,7 @@ class Clock:
         )
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Leaves a trainer's loop. Not an `Exception`: a trainer may retry after one."""
 
     def __init__(self, window: Window | None, reason: str = "") -> None:
@@ -160,7 +160,7 @@ class _Callbacks:
         """Check that the trainer runs the case, and add up how long it waited for batches."""
         if trainer.batch_size != self._settings.batch:
             asked = self._settings.batch
-            raise _Stop(None, f"out of memory with batch {asked} (the trainer continued with {trainer.batch_size})")
+            raise Stop(None, f"out of memory with batch {asked} (the trainer continued with {trainer.batch_size})")
         if not self._checked:
             self._checked = True
             _check_precision(trainer, self._case)
@@ -174,7 +174,7 @@ class _Callbacks:
         cycle = max(int(trainer.accumulate), 1)
         if window := self._clock.step(cycle):
             steps = (self._optimizer_steps, window.steps // cycle)
-            raise _Stop(replace(window, waiting_seconds=self._waited, optimizer_steps=steps))
+            raise Stop(replace(window, waiting_seconds=self._waited, optimizer_steps=steps))
         self._last_end = time.perf_counter()
 
     def _optimizer_stepped(self, *args: object) -> None:
@@ -205,7 +205,7 @@ def train(job: Job, case: Case, implementation: Implementation) -> Window:
     trainer.add_callback("on_train_batch_end", callbacks.batch_end)
     try:
         trainer.train()
-    except _Stop as stop:
+    except Stop as stop:
         if stop.window is None:
             raise NotMeasured(stop.reason) from None
         return stop.window
@@ -257,12 +257,12 @@ def _check_precision(trainer: Any, case: Case) -> None:
         actual, reason = (str(trainer.args.amp) if trainer.args.amp == "bf16" else "fp16"), "Ultralytics' choice"
         actual = actual if trainer.amp else "fp32"
     if actual != case.precision:
-        raise _Stop(None, f"the training ran in {actual} ({reason})")
+        raise Stop(None, f"the training ran in {actual} ({reason})")
 
 
 def _check_compiled(model: Any, case: Case) -> None:
     if case.compile and not hasattr(model, "_orig_mod"):
-        raise _Stop(None, "Ultralytics couldn't compile the model, and continued without")
+        raise Stop(None, "Ultralytics couldn't compile the model, and continued without")
 
 
 def _tear_down(trainer: Any) -> None:
@@ -302,7 +302,7 @@ def infer(job: Job, case: Case, implementation: Implementation) -> Window:
                     raise NotMeasured(f"Ultralytics predicted in {'fp16' if backend.fp16 else 'fp32'}")
                 _check_compiled(backend, case)
                 return window
-    except _Stop as stop:
+    except Stop as stop:
         raise NotMeasured(stop.reason) from None
     finally:
         clock.stop()
