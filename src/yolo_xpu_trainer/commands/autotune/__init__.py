@@ -45,12 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="FILE", help="your data set, loaded and augmented as ever (default: synthetic images)")
     precisions = f"try these, of {', '.join(_PRECISIONS)} (default: only the one that trainings have anyway)"
     add("--precision", dest="precisions", type=choices(_PRECISIONS), default=[], metavar="A,B", help=precisions)
+    add(
+        "--only", type=_words, default=[], metavar="A,B", help="try these alone, such as xpu_channels_last,xpu_prefetch"
+    )
     add("--compile", action="store_true", help="try torch.compile, which takes minutes, and later runs as well")
     add("--minutes", type=_minutes, default=_MINUTES, metavar="N", help=f"time for everything{DEFAULT}")
     add("--steps", type=integer(1), default=24, metavar="N", help=f"steps per window{DEFAULT}")
     add("--repeats", type=integer(3), default=5, metavar="N", help=f"windows per configuration, at most{DEFAULT}")
     add("--forget", action="store_true", help="forget what was chosen for this GPU, and measure nothing")
     add_output(parser, "xpu-autotune", "autotune.json and .png")
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a comma-separated list (an argparse type)."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _minutes(text: str) -> float:
@@ -128,12 +136,14 @@ def _tune(args: argparse.Namespace, device: DeviceInfo, model: Model, directory:
     from ...plugins import hooks
     from ..measurement.devices import xpu
     from .report import Report
-    from .switches import find_switches
+    from .switches import find_switches, only
 
     default = hooks().xpu_precision(device=device, requested=True)
     precision = default.name if not args.precisions or default.name in args.precisions else args.precisions[0]
     others = [name for name in args.precisions if name != precision]
     switches, notes = find_switches(device, precisions=others, workers=bool(args.data), compiled=args.compile)
+    if args.only:
+        switches, notes = only(args.only, switches, notes)
     report = Report(
         xpu(device),
         f"{Path(args.model).stem}, imgsz {args.imgsz}, batch {args.batch}",
@@ -171,7 +181,7 @@ def _measure(
 
     from ..measurement.cases import Case
     from ..measurement.data import write_data
-    from ..measurement.isolation import keep_current_device
+    from ..measurement.isolation import clear, keep_current_device
     from ..measurement.stopwatch import stopwatch
     from ..measurement.timing import Job
     from .measuring import Sizes, measurer, with_users_data
@@ -195,6 +205,8 @@ def _measure(
             search(report.outcome, switches, measure, budget, args.repeats)
         except KeyboardInterrupt:
             return False
+        finally:
+            clear(report.device.index)
     return True
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..measurement.cases import Case
-from ..measurement.isolation import clear, first_line, quiet, with_package
+from ..measurement.isolation import first_line, quiet, with_package
 from ..measurement.timing import Job, NotMeasured, Stop, train
 from .search import Budget, Entry
 
@@ -75,8 +75,6 @@ def measurer(job: Job, case: Case, budget: Budget, on_entry: Callable[[Entry], o
                 entry.failure = str(error)
         except Exception as error:  # an error of a trainer, a driver or a compiler is a result, too
             entry.failure = first_line(error)
-        finally:
-            clear(case.device.index)
         if entry.windows and entry.windows[-1].seconds <= 0:
             entry.failure = "the device's clock stood still"
         if entry.failure:

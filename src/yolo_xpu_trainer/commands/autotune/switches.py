@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...devices import DeviceInfo
+from ...errors import UsageError
 from ...plugins import declared_options
 from ...policies import compile
 
-__all__ = ["Switch", "find_switches"]
+__all__ = ["Switch", "find_switches", "only"]
 
 _WORKERS = (2, 4, 16)  # beside Ultralytics' default of 8
 
@@ -65,3 +66,21 @@ def find_switches(
     elif compiled:
         found.append(Switch("compile", True))
     return found, notes
+
+
+def only(
+    keywords: Collection[str], switches: Collection[Switch], notes: Collection[str]
+) -> tuple[list[Switch], list[str]]:
+    """Leave out the switches that aren't named, and the notes on others.
+
+    Raises:
+        UsageError: A keyword is of none of them.
+    """
+    known = dict.fromkeys(switch.keyword for switch in switches)
+    about = [note for note in notes if note.partition(" ")[0] in keywords]
+    if unknown := [keyword for keyword in keywords if keyword not in known]:
+        raise UsageError(
+            f"--only names {', '.join(unknown)}, which is not tried here.{''.join(f' {note}' for note in about)} "
+            f"Choose among {', '.join(known)}."
+        )
+    return [switch for switch in switches if switch.keyword in keywords], about
