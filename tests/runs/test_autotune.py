@@ -15,11 +15,16 @@ import torch
 from xpu_simulator import faults
 from yolo_xpu_trainer import devices
 from yolo_xpu_trainer.commands import main
+from yolo_xpu_trainer.commands.autotune.report import Report, doubts
+from yolo_xpu_trainer.commands.autotune.search import Entry, Outcome
 from yolo_xpu_trainer.commands.autotune.switches import find_switches, only
 from yolo_xpu_trainer.commands.measurement import data as synthetic_data
 from yolo_xpu_trainer.commands.measurement import isolation, timing
+from yolo_xpu_trainer.commands.measurement.cases import Device, Window
 from yolo_xpu_trainer.errors import UsageError
 from yolo_xpu_trainer.policies.tuned import choices
+
+from ..conftest import TrainingData
 
 even = pytest.mark.xpu_profile("made-up-even")
 slow_channels_last = pytest.mark.xpu_profile("made-up-slow-channels-last")
@@ -139,6 +144,27 @@ def test_an_interruption_leaves_nothing_behind(
     assert "Interrupted: nothing is remembered" in capsys.readouterr().out
     assert {path.name for path in choices.path().parent.iterdir()} == there
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_users_own_images_are_augmented_as_ever(
+    xpu: torch.device, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def stop(self: timing._Callbacks, trainer: Any) -> None:
+        seen.append(trainer.args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing._Callbacks, "batch_start", stop)
+    assert main([*TINY, "--data", data("detect")]) == 130
+    assert (str(seen[0].data), seen[0].mosaic, seen[0].cache) == (data("detect"), 1.0, False)
+
+
+@pytest.mark.parametrize(("seconds", "simulated", "doubtful"), [(1, False, False), (2, False, True), (2, True, False)])
+def test_clocks_that_disagree_are_said(seconds: float, simulated: bool, doubtful: bool) -> None:
+    window = Window(images=16, seconds=seconds, steps=1, warmup_steps=8, wall_seconds=1.1)
+    device = Device("xpu:0", "Intel Arc B580 Graphics", simulated=simulated)
+    assert bool(doubts(Report(device, "yolo11n", "bf16", {}, Outcome(Entry(windows=[window]))))) == doubtful
 
 
 @slow_channels_last

@@ -209,7 +209,9 @@ def test_a_family_is_the_architecture_without_its_size(model: object, family: st
 
 
 def test_a_checkpoint_of_a_users_says_what_it_was_made_from(tmp_path: Path) -> None:
-    YOLO("yolo11n.yaml").save(tmp_path / "best.pt")
-    assert choices.family(tmp_path / "best.pt", "detect") == "yolo11 detect"
+    model = YOLO("yolo11n.yaml").model
+    for name, content in (("best", {"model": model, "ema": None}), ("last", {"model": None, "ema": model})):
+        torch.save(content, tmp_path / f"{name}.pt")
+        assert choices.family(tmp_path / f"{name}.pt", "detect") == "yolo11 detect"
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     assert choices.family(tmp_path / "broken.pt", "detect") == "broken detect"

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=integer(1), default=16, metavar="N", help=f"images per step{DEFAULT}")
     add("--device", default="xpu", metavar="XPU", help=f"such as xpu:1{DEFAULT}")
     add("--data", metavar="FILE", help="your data set, loaded and augmented as ever (default: synthetic images)")
-    precisions = f"try these, of {', '.join(_PRECISIONS)} (default: only the one that trainings have anyway)"
+    precisions = f"try these, of {', '.join(_PRECISIONS)}, beside the one that trainings have anyway"
     add("--precision", dest="precisions", type=choices(_PRECISIONS), default=[], metavar="A,B", help=precisions)
     add(
         "--only", type=_words, default=[], metavar="A,B", help="try these alone, such as xpu_channels_last,xpu_prefetch"
@@ -135,11 +135,11 @@ def _tune(args: argparse.Namespace, device: DeviceInfo, model: Model, directory:
     from ... import __version__
     from ...plugins import hooks
     from ..measurement.devices import xpu
-    from .report import Report
+    from .report import Report, doubts
     from .switches import find_switches, only
 
     default = hooks().xpu_precision(device=device, requested=True)
-    precision = default.name if not args.precisions or default.name in args.precisions else args.precisions[0]
+    precision = default.name
     others = [name for name in args.precisions if name != precision]
     switches, notes = find_switches(device, precisions=others, workers=bool(args.data), compiled=args.compile)
     if args.only:
@@ -163,6 +163,7 @@ def _tune(args: argparse.Namespace, device: DeviceInfo, model: Model, directory:
             f"the defaults can't be measured: {report.outcome.default.failure}. Choose another --model, --batch or "
             "--imgsz with which a training runs."
         )
+    report.notes += doubts(report)
     _remember(args, report, device, model)
     _show(report, directory, console)
     return 1 if report.outcome.chosen is None else 0

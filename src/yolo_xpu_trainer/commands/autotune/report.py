@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 from ..measurement.cases import Device
 from .search import MIN_GAIN, MIN_WINDOWS, Entry, Outcome, verdict
 
-__all__ = ["Report", "as_json", "conclusion", "sections", "table"]
+__all__ = ["Report", "as_json", "conclusion", "doubts", "sections", "table"]
 
 _NONE = "-"
 _STYLES = {"faster": "bold green", "slower": "red", "failed": "red"}
@@ -38,6 +39,22 @@ class Report:
     versions: dict[str, str]
     outcome: Outcome = field(default_factory=Outcome)
     notes: list[str] = field(default_factory=list)
+
+
+_DOUBT = 0.2  # how far two clocks may be apart
+
+
+def doubts(report: Report) -> list[str]:
+    """Say that the device's clock and the host's disagree, if they do; a simulated device may have any."""
+    windows = [window for window in report.outcome.default.windows if window.wall_seconds]
+    if report.device.simulated or not windows:
+        return []
+    ratio = statistics.median(window.seconds / (window.wall_seconds or 1.0) for window in windows)
+    if abs(ratio - 1) <= _DOUBT:
+        return []
+    return [
+        f"the device's clock says {ratio:.2f} of what the host's says: the figures are in doubt, so please report it."
+    ]
 
 
 def sections(outcome: Outcome) -> Iterator[tuple[str, Entry, list[Entry]]]:

@@ -94,6 +94,7 @@ class Window:
             gradients.
         memory: Peaks of the run in bytes, by "allocated" and "reserved"; empty for a CPU.
         telemetry: Medians of the readings, by name; empty if there are none.
+        wall_seconds: Duration by the host's clock, which may not be the one that is measured by; None if unknown.
     """
 
     images: int
@@ -104,6 +105,7 @@ class Window:
     optimizer_steps: tuple[int, int] | None = None
     memory: dict[str, int] = field(default_factory=dict)
     telemetry: dict[str, float] = field(default_factory=dict)
+    wall_seconds: float | None = None
 
     @property
     def images_per_second(self) -> float:

@@ -114,13 +114,16 @@ class Clock:
             return None
         self.steps += 1
         ended = self.steps >= self._settings.steps or now - self._start > WINDOW_SECONDS
-        return self._window(self._stopwatch.stop()) if ended and not self.steps % cycle else None
+        if not ended or self.steps % cycle:
+            return None
+        seconds = self._stopwatch.stop()
+        return self._window(seconds, time.perf_counter() - self._start)
 
     def stop(self) -> None:
         """End the readings."""
         self._sampler.stop()
 
-    def _window(self, seconds: float) -> Window:
+    def _window(self, seconds: float, wall_seconds: float) -> Window:
         memory = {}
         for kind in ("allocated", "reserved"):
             peak: Any = getattr(torch.xpu, f"max_memory_{kind}", None)  # 2.5.1 and later
@@ -133,6 +136,7 @@ class Clock:
             warmup_steps=self.warmup_steps,
             memory=memory,
             telemetry=self._sampler.stop(),
+            wall_seconds=wall_seconds,
         )
 
 

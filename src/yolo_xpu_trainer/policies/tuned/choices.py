@@ -102,7 +102,8 @@ def family(model: object, task: str) -> str:
 def _made_from(checkpoint: Path) -> str:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        return str(content["model"].yaml["yaml_file"])
+        model = content["model"] or content["ema"]  # which a run that hasn't finished has instead
+        return str(model.yaml["yaml_file"])
     except Exception:  # Ultralytics will say what is wrong with it
         return ""
 
