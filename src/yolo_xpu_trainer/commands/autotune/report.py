@@ -69,7 +69,7 @@ def table(report: Report) -> Table:
     """Return a row for each configuration."""
     simulated = "SIMULATED XPU: no hardware was measured\n" * report.device.simulated
     drawn = Table(
-        Column("configuration"),
+        Column("configuration", overflow="fold"),
         *(Column(name, no_wrap=True, justify="right") for name in ("ms/step", "spread", "gain", "GiB")),
         Column("verdict", no_wrap=True),
         title=f"{simulated}Training on {report.device.label}: {report.subject}, {report.precision}",
@@ -108,9 +108,11 @@ def conclusion(outcome: Outcome) -> str:
     """Say what was chosen."""
     if outcome.chosen is None:
         return "Not enough time to decide: nothing is remembered. Give it more --minutes."
+    short = sum(verdict(entry, outcome.default) == "not enough time" for entry in outcome.singles)
+    more = f" For {short} of {len(outcome.singles)} the time was too short: more --minutes may tell." if short else ""
     if not outcome.chosen.settings:
-        return "The defaults stay: nothing is clearly faster here."
-    return f"Chosen: {outcome.chosen.label} ({outcome.gain:+.1%})."
+        return f"The defaults stay: nothing is clearly faster here.{more}"
+    return f"Chosen: {outcome.chosen.label} ({outcome.gain:+.1%}).{more}"
 
 
 def as_json(report: Report) -> str:
