@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -41,6 +41,9 @@ class Option(Generic[T]):
         help: What the option does, in one sentence.
         modes: Where it acts: "train", or "all" for validation, prediction and the rest as well.
         words: Words that are values, too, beside those of the option's type.
+        tried: Values that `yolo-xpu autotune` may choose among: with none of them another model is trained.
+        usual: The value on a device where nobody says anything, given its `DeviceInfo`; None where it is the default
+            on every device.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Option(Generic[T]):
     help: str
     modes: str = "train"
     words: tuple[str, ...] = ()
+    tried: tuple[T, ...] = ()
+    usual: Callable[[Any], T] | None = None
 
     @property
     def key(self) -> str:
@@ -130,18 +135,40 @@ class Options:
     Args:
         values: Values by option name; an option that isn't there has its default.
         given: Names of the options that the user gave, as a keyword, in the environment, or to the run that is resumed.
+        tuned: Values that were measured to be faster than the defaults, by option name; what was given comes first.
     """
 
-    def __init__(self, values: Mapping[str, Any] = MappingProxyType({}), given: Iterable[str] = ()) -> None:
-        self._values = dict(values)
+    def __init__(
+        self,
+        values: Mapping[str, Any] = MappingProxyType({}),
+        given: Iterable[str] = (),
+        tuned: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._given = frozenset(given)
+        self._untuned = dict(values)
+        self._tuned = {name: value for name, value in tuned.items() if name not in self._given}
+        self._values = {**self._untuned, **self._tuned}
 
     def __getitem__(self, option: Option[T]) -> T:
         return self._values.get(option.name, option.default)  # type: ignore[no-any-return]
 
+    def on(self, device: Any, option: Option[T]) -> T:
+        """Return an option's value on a device, a `DeviceInfo`, on which its default may depend."""
+        if option.usual is None or option.name in self._given or option.name in self._tuned:
+            return self[option]
+        return option.usual(device)
+
     def is_given(self, option: Option[Any]) -> bool:
         """Whether the user gave the option, rather than left it to its default."""
         return option.name in self._given
+
+    def is_tuned(self, option: Option[Any]) -> bool:
+        """Whether the option's value is what was measured to be faster, rather than given or the default."""
+        return option.name in self._tuned
+
+    def tuned(self, values: Mapping[str, Any]) -> Options:
+        """Return these options with values that were measured to be faster, where the user gave none."""
+        return Options(self._untuned, self._given, values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and self._values == other._values
@@ -182,6 +209,10 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Return the values by option name, of built-in types."""
         return dict(self._values)
+
+    def untuned(self) -> dict[str, Any]:
+        """Return the values by option name, without what was measured: that holds for one device."""
+        return dict(self._untuned)
 
     def decided(self) -> dict[str, Any]:
         """Return the values that the user gave, by option name; the others are each process's own defaults."""

@@ -86,6 +86,7 @@ class Run:
         recovery: Which policies failed in it and are off.
         hooks: The hooks as this run asks them, a `yolo_xpu_trainer.plugins.Hooks`.
         found: What told the `last.pt` apart that was there before the run; None where there was none.
+        arguments: Names of Ultralytics' arguments that the call gave, rather than left to their defaults.
     """
 
     device: DeviceInfo
@@ -97,6 +98,7 @@ class Run:
     recovery: Recovery = field(default_factory=Recovery)
     hooks: Any = None
     found: tuple[int, ...] | None = None
+    arguments: frozenset[str] = frozenset()
 
     @property
     def device_string(self) -> str:
@@ -142,7 +144,7 @@ class Run:
         return {
             "device": self.device_string,
             "precision": self.precision.name,
-            "options": self.options.as_dict(),
+            "options": self.options.untuned(),
         }
 
     def __str__(self) -> str:
@@ -171,7 +173,7 @@ def checkpoint_of(trainer: Any) -> Path | None:
     return last
 
 
-_TYPES: dict[str, type] = {"device": str, "precision": str, "options": Mapping, "scaler": Mapping}
+_TYPES: dict[str, type] = {"device": str, "precision": str, "options": Mapping, "scaler": Mapping, "tuned": Mapping}
 
 
 def saved_settings(checkpoint: Any) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
         self._given = {**self.given, **Options.pop_from(overrides, declared_options())}
+        self._arguments = frozenset(overrides)
         asked = overrides.get("amp")
         self._amp = str(overrides.pop("amp")).lower() if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
@@ -138,7 +139,16 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         recovery = Recovery(lambda: options[STRICT])
         asking = hooks(options[PLUGINS], recovery)
         precision = self._decide_precision(asking, indices, saved)
-        self.xpu = Run(devices.info(indices[0]), indices, precision, options, saved, recovery=recovery, hooks=asking)
+        self.xpu = Run(
+            device=devices.info(indices[0]),
+            indices=indices,
+            precision=precision,
+            options=options,
+            resumed=saved,
+            recovery=recovery,
+            hooks=asking,
+            arguments=self._arguments,
+        )
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None

@@ -27,10 +27,12 @@ from ultralytics.utils.torch_utils import unset_deterministic
 from xpu_simulator import faults
 from yolo_xpu_trainer.activation import process_patches
 from yolo_xpu_trainer.commands import main
-from yolo_xpu_trainer.commands.bench import measuring, settings, telemetry, timing
-from yolo_xpu_trainer.commands.bench.isolation import first_line, plain_ultralytics, quiet, with_package
+from yolo_xpu_trainer.commands.bench import measuring, settings
 from yolo_xpu_trainer.commands.bench.output import figure, markdown, table
 from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
+from yolo_xpu_trainer.commands.measurement import data as synthetic_data
+from yolo_xpu_trainer.commands.measurement import stopwatch, telemetry, timing
+from yolo_xpu_trainer.commands.measurement.isolation import first_line, plain_ultralytics, quiet, with_package
 from yolo_xpu_trainer.policies import compile as compiling
 
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
@@ -231,7 +233,7 @@ def test_out_of_memory_is_a_failure(
 def test_every_task_trains(
     task: str, xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "MIN_IMAGES", 1)
+    monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
     arguments = ["--model", f"yolo{task}.yaml", "--devices", "cpu", "--precision", "fp32", "--modes", "train"]
     assert main([*TINY, *arguments, "--output", "out"]) == 0
     (result,) = read(tmp_path / "out")["results"]
@@ -422,6 +424,7 @@ class FakeTime:
 def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
     monkeypatch.setattr(timing, "time", fake)
+    monkeypatch.setattr(stopwatch, "time", fake)
     return fake
 
 
@@ -482,13 +485,13 @@ def test_precision_is_checked(running: SimpleNamespace, precision: str, sound: b
     if sound:
         timing._check_precision(running, case)
     else:
-        with pytest.raises(timing._Stop) as stopped:
+        with pytest.raises(timing.Stop) as stopped:
             timing._check_precision(running, case)
         assert "ran in fp32" in stopped.value.reason
 
 
 def test_compilation_is_checked() -> None:
-    with pytest.raises(timing._Stop):
+    with pytest.raises(timing.Stop):
         timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.compile(torch.nn.Identity()), Case("train", GPU, "fp32", compile=True))
     timing._check_compiled(torch.nn.Identity(), Case("train", GPU, "fp32"))

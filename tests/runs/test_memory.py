@@ -14,7 +14,7 @@ from ultralytics.utils.autobatch import check_train_batch_size
 
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, devices, plugins
-from yolo_xpu_trainer.commands.bench import isolation
+from yolo_xpu_trainer.commands.measurement import isolation
 from yolo_xpu_trainer.patches import applied
 from yolo_xpu_trainer.policies.autobatch import autobatch
 from yolo_xpu_trainer.run import Precision, Run

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ..errors import XPUTrainerError
 
 COMMANDS = {
+    "autotune": "measure which switches make trainings faster on this GPU, and let later ones take them",
     "bench": "measure images per second of training and inference, with plain Ultralytics and with this package",
     "demo": "train a small detector of handwritten digits on a data set that is drawn on the spot",
     "doctor": "say whether a training works on this machine, and print the commands that fix what doesn't",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-__all__ = ["DEFAULT", "add_output", "choices", "integer", "make_directory"]
+__all__ = ["DEFAULT", "add_output", "choices", "integer", "make_directory", "model_file"]
 
 DEFAULT = " (default: %(default)s)"
 """End of an option's help text."""
@@ -42,6 +42,16 @@ def choices(known: Collection[str], accept: Callable[[str], bool] = lambda word:
         return words
 
     return parse
+
+
+def model_file(text: str) -> str:
+    """Return the name of a model that can be trained (an argparse type)."""
+    if not text.endswith((".yaml", ".yml", ".pt")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} can't be trained: it is neither a .yaml nor a .pt. "
+            "Choose an architecture, such as yolo11n.yaml, or a checkpoint, such as yolo11n.pt."
+        )
+    return text
 
 
 def add_output(parser: argparse.ArgumentParser, default: str, contents: str) -> None:

@@ -31,6 +31,7 @@ CAST_WEIGHTS = Option(
     True,
     "in mixed precision weights are rounded in a few kernels and their gradients widened in as many, instead of one "
     "for each; not with several GPUs or `compile`",
+    tried=(True, False),
 )
 _PARTS = 4  # of a model, in the order of use: gradients are there in both dtypes until those of a part are complete
 # What autocast rounds the weights of, and nothing else in PyTorch's own `forward` reads them. Subclasses may.

@@ -16,12 +16,19 @@ from ..transfer import to_device
 
 __all__: list[str] = []
 
-PIN_MEMORY = Option("pin_memory", True, "batches are loaded into pinned host memory, which the GPU reads by itself")
+PIN_MEMORY = Option(
+    "pin_memory",
+    True,
+    "batches are loaded into pinned host memory, which the GPU reads by itself",
+    tried=(True, False),
+)
 NON_BLOCKING = Option(
     "non_blocking",
     True,
     "batches are copied to the GPU while the host goes on; `False` by default on an integrated GPU, where it was "
     "seen to be slower (ComfyUI#9322)",
+    tried=(True, False),
+    usual=lambda device: not device.integrated,
 )
 
 
@@ -87,8 +94,7 @@ def xpu_wrap_dataloader(trainer: Any, loader: Any, mode: str) -> Any | None:
 def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> dict[str, Any] | None:
     """Copy a batch's tensors as the switch says; Ultralytics then finds them on the device and leaves them."""
     run: Run = trainer.xpu
-    options, device = run.options, trainer.device
-    non_blocking = options[NON_BLOCKING] if options.is_given(NON_BLOCKING) else not run.device.integrated
+    device, non_blocking = trainer.device, run.options.on(run.device, NON_BLOCKING)
     small = to_device(batch, device, non_blocking=non_blocking) if _pins(run) else {}
     return {
         k: small[k] if k in small else v.to(device, non_blocking=non_blocking) if isinstance(v, torch.Tensor) else v

@@ -18,7 +18,9 @@ __all__: list[str] = []
 
 _LOGGER = logging.getLogger("ultralytics")
 
-FUSED_OPTIMIZER = Option("fused_optimizer", True, "Adam, AdamW and SGD update all weights in one kernel")
+FUSED_OPTIMIZER = Option(
+    "fused_optimizer", True, "Adam, AdamW and SGD update all weights in one kernel", tried=(True, False)
+)
 
 
 _SETTINGS: dict[Any, dict[str, Any]] = {

@@ -28,6 +28,8 @@ PREFETCH = Option(
     1,
     "how many training batches are copied to the GPU ahead of their steps; needs `workers` and torch 2.6; `0` copies "
     "each in its own step, the default on an integrated GPU, which shares the host's memory",
+    tried=(1, 0, 2),
+    usual=lambda device: int(not device.integrated),
 )
 
 
@@ -67,8 +69,8 @@ def xpu_numerics() -> list[Check]:
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Look ahead in whatever training loader there is in an epoch, as Ultralytics' loop goes through it."""
     run: Run = trainer.xpu
-    depth = run.options[PREFETCH]
-    if not depth or (run.device.integrated and not run.options.is_given(PREFETCH)):
+    depth = run.options.on(run.device, PREFETCH)
+    if not depth:
         return []
     if (owner := changes_batches(trainer)) and not run.options.is_given(PREFETCH):
         _LOGGER.info(

@@ -51,6 +51,7 @@ class Counts:
             to the device (torch-xpu-ops' Copy.cpp).
         primitive_misses: Convolutions' and products' kernels that oneDNN had to compile, for the first time or again.
         primitive_hits: How many it found compiled.
+        channels_last_primitives: Convolutions, forward or backward, that were given a tensor in channels_last.
     """
 
     launches: int = 0
@@ -75,6 +76,7 @@ class Counts:
     barriers: int = 0
     primitive_misses: int = 0
     primitive_hits: int = 0
+    channels_last_primitives: int = 0
 
     @property
     def compile_seconds(self) -> float:
@@ -207,4 +209,5 @@ def _counts(reading: Reading) -> Counts:
         barriers=n["barriers"],
         primitive_misses=n["primitive_misses"],
         primitive_hits=n["primitive_hits"],
+        channels_last_primitives=n["channels_last_primitives"],
     )

@@ -6,7 +6,8 @@ torch-xpu-ops#3891; the A770's memory: intel-xpu-backend-for-triton#7477), and I
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MB = 1 << 20
@@ -66,6 +67,28 @@ class Properties:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """How long a made-up GPU takes, in seconds, for what the counters count.
+
+    Everything happens one after the other: nothing overlaps. Numbers are made up, so that a switch is known to be
+    slow; no GPU was measured.
+
+    Attributes:
+        launch: A kernel.
+        sync: A point where the host waits for the device.
+        byte: A byte copied between host and device.
+        channels_last: A convolution's kernel in channels_last, beside its launch.
+        operators: A kernel of an operator, by its name, beside its launch.
+    """
+
+    launch: float = 0.0
+    sync: float = 0.0
+    byte: float = 0.0
+    channels_last: float = 0.0
+    operators: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Profile:
     """A machine: its devices, all of a kind, and how they behave.
 
@@ -78,6 +101,7 @@ class Profile:
         exhaustion: The error of the unified runtime (20, 39 or 40) that a kernel raises once memory has run out, where
             the driver gives more than there is; 0 where torch's allocator raises.
         without: Properties that torch doesn't tell here, beside those that came after its release.
+        costs: What its events' times are made of; None where they are the wall clock's.
     """
 
     properties: Properties | None
@@ -87,6 +111,7 @@ class Profile:
     reports_no_memory_free: bool = False
     exhaustion: int = 0
     without: frozenset[str] = frozenset()
+    costs: Costs | None = None
 
 
 PROFILES: dict[str, Profile] = {
@@ -232,6 +257,18 @@ PROFILES |= {
     # vLLM read 0 by a query of its own, on B60s, B70s and a Max 1550 (vLLM#49482, #53990, #47820), where torch's was
     # right; torch's has been wrong otherwise (pytorch#161381).
     "arc-b580-zero-free": _variant("arc-b580", reports_no_memory_free=True),
+}
+
+_ORDINARY = Costs(launch=10e-6, sync=50e-6, byte=1e-9)
+
+# Made up: GPUs whose events tell a time that the counters give, each with one thing that is slow.
+PROFILES |= {
+    "made-up-even": _variant("arc-b580", costs=Costs(byte=1e-9)),  # whatever is switched copies the same bytes
+    "made-up-slow-channels-last": _variant("arc-b580", costs=replace(_ORDINARY, channels_last=1e-3)),
+    "made-up-slow-fused": _variant("arc-b580", costs=replace(_ORDINARY, operators={"aten::_fused_adamw_": 50e-3})),
+    "made-up-slow-casts": _variant(
+        "arc-b580", costs=replace(_ORDINARY, channels_last=1e-3, operators={"aten::_foreach_copy_": 20e-3})
+    ),
 }
 
 

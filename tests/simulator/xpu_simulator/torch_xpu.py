@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import faults, native, profiles
+from . import clock, faults, native, profiles
 
 TORCH_VERSION_XPU = "20260000"  # the SYCL compiler's version, in torch.version.xpu of XPU builds
 
@@ -145,10 +145,8 @@ class EventBase(torch.Event):
 
     def record(self, stream: torch.Stream | None = None) -> None:
         """Record the event on a stream."""
-        import time
-
         super().record(torch.xpu.current_stream() if stream is None else stream)
-        self._recorded_at = time.perf_counter()
+        self._recorded_at = clock.now()
 
     def elapsed_time(self, end_event: Any) -> float:
         """Return the milliseconds between two recorded events; `torch.Event` takes no subclass of itself here."""

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import DEFAULT, add_output, choices, integer, make_directory
-from .settings import DEVICES, MODES, PRECISIONS, WARMUP, WINDOW_SECONDS, Settings, is_xpu, model_file
+from ..arguments import DEFAULT, add_output, choices, integer, make_directory, model_file
+from .settings import DEVICES, MODES, PRECISIONS, WARMUP, WINDOW_SECONDS, Settings, is_xpu
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console  # imported here, like everything that imports PyTorch, so that --help is fast
 
-    from . import environment, model
+    from ..measurement import model
+    from . import environment
     from .measuring import measure
     from .results import Report
 

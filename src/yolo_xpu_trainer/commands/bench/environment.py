@@ -12,6 +12,7 @@ import torch
 
 from ... import __version__, devices
 from ...plugins import manager
+from ..measurement.devices import xpu
 from .results import Device
 
 __all__ = ["describe", "find_devices"]
@@ -53,18 +54,11 @@ def find_devices(requested: Sequence[str]) -> tuple[list[Device], list[str]]:
             missing.append(f"can't measure {name}: {reason.seen}. {reason.remedy}")
         else:
             for index in devices.resolve(name, prefer_xpu=True) or ():
-                device = _xpu(devices.info(index))
+                device = xpu(devices.info(index))
                 found[device.name] = device
     if not found:
         devices.resolve(requested[0], prefer_xpu=True)  # raises the error that explains it
     return list(found.values()), missing
-
-
-def _xpu(info: devices.DeviceInfo) -> Device:
-    title = str(info).removeprefix(f"xpu:{info.index} ")
-    properties: Any = torch.xpu.get_device_properties(info.index)
-    simulated = "simulated" in str(getattr(properties, "platform_name", "")).lower()
-    return Device(str(info.device), title, info.driver, info.index, info.has_fp16, simulated)
 
 
 def _processor() -> str:

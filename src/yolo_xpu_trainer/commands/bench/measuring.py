@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ... import devices
 from ...policies import compile
 from ...versions import knows_accelerators
-from .. import synthetic
-from . import telemetry
-from .isolation import clear, first_line, plain_ultralytics, quiet, with_package
-from .model import Model
-from .results import Case, Implementation, Report, Result
+from ..measurement import telemetry
+from ..measurement.cases import Implementation
+from ..measurement.data import write_data
+from ..measurement.isolation import clear, first_line, keep_current_device, plain_ultralytics, quiet, with_package
+from ..measurement.model import Model
+from ..measurement.timing import Job, NotMeasured, infer, train
+from .results import Case, Report, Result
 from .settings import WARMUP
-from .timing import Job, NotMeasured, infer, train
 
 __all__ = ["measure"]
-
-MIN_IMAGES = 128
-"""Few enough to cache in the memory of every loader worker, enough for an epoch to take a second or more."""
 
 
 def measure(report: Report, model: Model, scratch: Path, console: Console) -> bool:
@@ -53,7 +49,7 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
         TimeElapsedColumn(),
     )
     # Refreshed rarely, because drawing the bar slows down the loop that is measured.
-    with _keep_current_device(), Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
+    with keep_current_device(), Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
         bar = progress.add_task("drawing images", total=None)
         try:
             data = write_data(scratch / "data", model, settings.batch, settings.imgsz)
@@ -63,27 +59,12 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
             due = sum(result.status == "measured" for results in plan for result in results) * settings.repeats
             progress.update(bar, total=due * (WARMUP + settings.steps))
             for results in plan:
-                _measure_case(results, job, progress, bar)
+                _measure_case(results, job, settings.repeats, progress, bar)
         except KeyboardInterrupt:
             report.notes.append("interrupted: results are missing.")
             report.results[:] = [result for result in report.results if result.windows or result.status != "measured"]
             return False
     return True
-
-
-def write_data(root: Path, model: Model, batch: int, imgsz: int) -> Path:
-    """Write a synthetic data set for the model, whole batches only; return what Ultralytics takes as `data`."""
-    return synthetic.write(
-        model.task,
-        root,
-        images=max(-(-MIN_IMAGES // batch), 2) * batch,
-        size=imgsz,
-        val=3,  # the trainer requires validation images, one of each class for "classify"
-        names=model.names,
-        density=synthetic.MANY,
-        keypoints=model.keypoints,
-        suffix=".jpg",
-    )
 
 
 def _cases(report: Report) -> Iterator[Case]:
@@ -138,9 +119,9 @@ def _refusal_of_bf16() -> str:
     return ""
 
 
-def _measure_case(results: list[Result], job: Job, progress: Progress, bar: TaskID) -> None:
+def _measure_case(results: list[Result], job: Job, repeats: int, progress: Progress, bar: TaskID) -> None:
     """Measure a case's implementations alternately, so that a drift, such as of the temperature, affects both."""
-    case, repeats = results[0].case, job.settings.repeats
+    case = results[0].case
     window_of = train if case.mode == "train" else infer
     due = [result for result in results if result.status == "measured"]
     for repeat, result in itertools.product(range(repeats), due):
@@ -158,16 +139,3 @@ def _measure_case(results: list[Result], job: Job, progress: Progress, bar: Task
                 result.fail(first_line(error))
             clear(case.device.index)
         progress.update(bar, completed=done + WARMUP + job.settings.steps)
-
-
-@contextmanager
-def _keep_current_device() -> Iterator[None]:
-    """Restore the current XPU, which Ultralytics sets."""
-    if not devices.count():
-        yield
-        return
-    before = torch.xpu.current_device()
-    try:
-        yield
-    finally:
-        torch.xpu.set_device(before)

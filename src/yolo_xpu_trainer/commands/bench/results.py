@@ -9,11 +9,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from ..measurement.cases import Case, Device, Implementation, Window
 from .settings import Settings
 
 __all__ = ["MEASURED", "TITLES", "Case", "Device", "Report", "Result", "Window"]
-
-Implementation = Literal["plain", "ours", "both"]
 
 MEASURED = {
     "train": "images per second of the complete training loop of Ultralytics' trainer in steady state: batches from "
@@ -29,82 +28,6 @@ TITLES = {"train": "Training", "infer": "Inference"}
 
 DATA_BOUND = 0.2
 """Fraction of a window spent waiting for batches from which on the report has a note."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device to measure.
-
-    Attributes:
-        name: As PyTorch calls it: "cpu" or "xpu:0".
-        title: Its model: "Intel Arc B580 Graphics".
-        driver: Version of its driver, "-" for a CPU.
-        index: Its index among the XPUs, None for a CPU.
-        has_fp16: Whether it computes in float16.
-        simulated: Whether it is simulated, so that its figures don't apply to hardware.
-    """
-
-    name: str
-    title: str
-    driver: str = "-"
-    index: int | None = None
-    has_fp16: bool = True
-    simulated: bool = False
-
-    @property
-    def label(self) -> str:
-        """Its title, marked if it is simulated."""
-        return f"{self.title} (simulated)" if self.simulated else self.title
-
-
-@dataclass(frozen=True)
-class Case:
-    """One kind of run, the same for plain Ultralytics and for this package."""
-
-    mode: str
-    device: Device
-    precision: str
-    compile: bool = False
-
-    @property
-    def variant(self) -> str:
-        """Precision and compilation."""
-        return self.precision + " compiled" * self.compile
-
-    def __str__(self) -> str:
-        return f"{self.mode} {self.device.name} {self.variant}"
-
-
-@dataclass(frozen=True)
-class Window:
-    """One measurement.
-
-    Attributes:
-        images: Number of images processed.
-        seconds: Duration.
-        steps: Number of steps.
-        warmup_steps: Number of steps before.
-        waiting_seconds: Time between steps, in which the training loop waits for batches and ends epochs; None for
-            inference.
-        optimizer_steps: Optimizer steps taken and due, None for inference. The loss scaler skips those with infinite
-            gradients.
-        memory: Peaks of the run in bytes, by "allocated" and "reserved"; empty for a CPU.
-        telemetry: Medians of the readings, by name; empty if there are none.
-    """
-
-    images: int
-    seconds: float
-    steps: int
-    warmup_steps: int
-    waiting_seconds: float | None = None
-    optimizer_steps: tuple[int, int] | None = None
-    memory: dict[str, int] = field(default_factory=dict)
-    telemetry: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def images_per_second(self) -> float:
-        """The figure."""
-        return self.images / self.seconds
 
 
 @dataclass

@@ -6,17 +6,13 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["DEVICES", "MODES", "PRECISIONS", "WARMUP", "WINDOW_SECONDS", "Settings", "is_xpu", "model_file"]
+from ..measurement.cases import WARMUP, WINDOW_SECONDS
+
+__all__ = ["DEVICES", "MODES", "PRECISIONS", "WARMUP", "WINDOW_SECONDS", "Settings", "is_xpu"]
 
 DEVICES = ("cpu", "xpu", "xpu:0", "xpu:1")  # … and so on, see `is_xpu`
 PRECISIONS = ("fp32", "fp16", "bf16")
 MODES = ("train", "infer")
-
-WARMUP = 8
-"""Steps before a window: the first ones compile kernels and fill caches."""
-
-WINDOW_SECONDS = 20
-"""A window that has lasted this long ends at the next optimizer step: on a CPU a step can take ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,3 @@ class Settings:
 def is_xpu(word: str) -> bool:
     """Whether a word is the name of an XPU, such as "xpu:2"."""
     return word.startswith("xpu:") and word[4:].isdecimal()
-
-
-def model_file(text: str) -> str:
-    """Return the name of a model that can be trained (an argparse type)."""
-    if not text.endswith((".yaml", ".yml", ".pt")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} can't be trained: it is neither a .yaml nor a .pt. "
-            "Choose an architecture, such as yolo11n.yaml, or a checkpoint, such as yolo11n.pt."
-        )
-    return text

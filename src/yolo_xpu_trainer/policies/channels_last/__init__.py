@@ -54,6 +54,8 @@ CHANNELS_LAST = Option(
     "convolutions work in channels_last (NHWC); Ultralytics' own `channels_last=False` switches it off as well; "
     "`False` by default before PyTorch 2.7",
     modes="all",
+    tried=(True, False),
+    usual=lambda device: _by_default(),
 )
 
 
@@ -72,8 +74,8 @@ def xpu_configure(trainer: Any) -> None:
     """Decide, by the option and by Ultralytics' own argument, of which True makes it warn that only CUDA can."""
     run: Run = trainer.xpu
     argument = getattr(trainer.args, "channels_last", None)
-    asked = run.options.is_given(CHANNELS_LAST) or argument or _by_default()
-    run.stash[LAYOUT] = Layout(bool(run.options[CHANNELS_LAST] and asked and argument is not False))
+    wanted = run.options.on(run.device, CHANNELS_LAST) or (argument and run.options[CHANNELS_LAST])
+    run.stash[LAYOUT] = Layout(bool(wanted and argument is not False))
     if argument:
         trainer.args.channels_last = None
 
@@ -83,7 +85,10 @@ def xpu_report(trainer: Any) -> str:
     """Say which memory format the run has."""
     if of(trainer).wanted:
         return "channels_last memory format"
-    requested = trainer.xpu.options.is_given(CHANNELS_LAST) or _by_default()
+    options: Options = trainer.xpu.options
+    if options.is_tuned(CHANNELS_LAST):
+        return "NCHW memory format as measured"
+    requested = options.is_given(CHANNELS_LAST) or _by_default()
     return "NCHW memory format " + ("as requested" if requested else f"on PyTorch {torch.__version__}")
 
 

@@ -8,6 +8,7 @@ the host tells a number, a count or the places of a mask.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeGuard
@@ -293,9 +294,13 @@ def _is_ultralytics(run: Run, model: torch.nn.Module) -> bool:
     return bool(run.stash[_OWN][criterion])
 
 
+def _is_python(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in sys.stdlib_module_names
+
+
 def _is_known_throughout(thing: Any, depth: int = 3) -> bool:
     """Whether an object, its methods, and what it holds are Ultralytics' or PyTorch's."""
-    if isinstance(thing, torch.Tensor) or not hasattr(thing, "__dict__"):
+    if isinstance(thing, torch.Tensor) or not hasattr(thing, "__dict__") or _is_python(type(thing)):
         return True
     methods = [m for owner in type(thing).__mro__ for m in vars(owner).values() if inspect.isfunction(m)]
     if not is_known(type(thing)) or not all(map(is_known, methods)):

@@ -387,6 +387,9 @@ class HostCall {
       return;
     }
     launch_kernel(op_.counters, device());
+    if (op_.primitives != Primitives::kNone && any_channels_last(&at(0), n_arguments_)) {
+      count(Counter::kChannelsLastPrimitives);
+    }
     if (op_.result_shape_depends_on_data || counts_a_mask()) {
       count(Counter::kImplicitSyncs);
       notify(op_.counters.name.c_str());

@@ -36,13 +36,6 @@ bool is_channels_last(const Tensor& tensor) {
   return tensor.dim() == 4 && tensor.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
 }
 
-bool any_channels_last(const IValue* arguments, size_t n) {
-  constexpr size_t kInputAndWeight = 3;
-  return std::any_of(arguments, arguments + std::min(n, kInputAndWeight), [](const IValue& argument) {
-    return argument.isTensor() && argument.toTensor().defined() && is_channels_last(argument.toTensor());
-  });
-}
-
 // torch 2.13 searches a dimension this long, for more elements than this, in a kernel of its own
 // (torch-xpu-ops release/2.13, TensorTopKSbtopkKernel.cpp); its races are torch-xpu-ops#4312 and #4303.
 constexpr int64_t kLongSearch = 4096;
@@ -216,6 +209,13 @@ void Spoiler::spoil(IValue* results) {
     constexpr int kTimesMore = 9;
     std::this_thread::sleep_for(kTimesMore * (std::chrono::steady_clock::now() - start_));
   }
+}
+
+bool any_channels_last(const IValue* arguments, size_t n) {
+  constexpr size_t kInputAndWeight = 3;
+  return std::any_of(arguments, arguments + std::min(n, kInputAndWeight), [](const IValue& argument) {
+    return argument.isTensor() && argument.toTensor().defined() && is_channels_last(argument.toTensor());
+  });
 }
 
 unsigned char poison_of(at::ScalarType type) {

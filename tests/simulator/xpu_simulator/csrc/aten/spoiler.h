@@ -45,6 +45,9 @@ class Spoiler {
   std::chrono::steady_clock::time_point start_;
 };
 
+// Whether an operator's input, weight or incoming gradient is laid out in channels_last.
+bool any_channels_last(const c10::IValue* arguments, size_t n);
+
 // What memory reads that was to be written and wasn't: not a number where the type has it, no plausible value otherwise.
 unsigned char poison_of(at::ScalarType type);
 

@@ -63,6 +63,7 @@ const std::array<const char*, kCounters>& counter_names() {
       "barriers",
       "primitive_hits",
       "primitive_misses",
+      "channels_last_primitives",
   };
   return names;
 }

@@ -33,6 +33,7 @@ enum class Counter {
   kBarriers,
   kPrimitiveHits,
   kPrimitiveMisses,
+  kChannelsLastPrimitives,
   kCount,
 };
 

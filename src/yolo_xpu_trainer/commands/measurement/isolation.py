@@ -20,7 +20,7 @@ from ... import devices
 from ...activation import process_patches
 from ...patches import Patch, applied
 
-__all__ = ["clear", "first_line", "plain_ultralytics", "quiet", "with_package"]
+__all__ = ["clear", "first_line", "keep_current_device", "plain_ultralytics", "quiet", "with_package"]
 
 
 @contextmanager
@@ -115,3 +115,16 @@ def first_line(error: BaseException) -> str:
     """Return an error's type and the first line of its text, shortened to 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return textwrap.shorten(": ".join([type(error).__name__, *lines[:1]]), 200, placeholder=" …")
+
+
+@contextmanager
+def keep_current_device() -> Iterator[None]:
+    """Restore the current XPU, which Ultralytics sets."""
+    if not devices.count():
+        yield
+        return
+    before = torch.xpu.current_device()
+    try:
+        yield
+    finally:
+        torch.xpu.set_device(before)

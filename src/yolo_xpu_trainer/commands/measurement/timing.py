@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ..synthetic import MANY, draw
+from .cases import WARMUP, WINDOW_SECONDS, Case, Implementation, Sizes, Window
 from .isolation import clear
 from .model import Model
-from .results import Case, Implementation, Window
-from .settings import WARMUP, WINDOW_SECONDS, Settings
+from .stopwatch import Stopwatch, WallClock
 from .telemetry import Sampler
 
-__all__ = ["Job", "NotMeasured", "infer", "train"]
+__all__ = ["Clock", "Job", "NotMeasured", "Stop", "infer", "train"]
 
 WARMUP_SECONDS = 5
 """A warm-up that has lasted this long after its first step, which is slow, ends early."""
@@ -39,20 +39,24 @@ class Job:
         data: What Ultralytics takes as `data`.
         readings: What to read of each device, by its name.
         on_step: Called after each step.
+        arguments: Further arguments of each training.
+        stopwatch: Makes what measures a window, of a device's index.
     """
 
     model: Model
-    settings: Settings
+    settings: Sizes
     scratch: Path
     data: Path
     readings: dict[str, list[str]]
     on_step: Callable[[], object]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    stopwatch: Callable[[int | None], Stopwatch] = WallClock
 
     def clock(self, case: Case) -> Clock:
         """Free the device's memory, and return a clock for a measurement on it."""
         clear(case.device.index)
         sampler = Sampler(case.device.index, self.readings.get(case.device.name, []))
-        return Clock(case, self.settings, sampler, self.on_step)
+        return Clock(case, self.settings, sampler, self.on_step, self.stopwatch(case.device.index))
 
 
 class Clock:
@@ -63,10 +67,19 @@ class Clock:
         settings: The length of a window.
         sampler: Takes readings during the window.
         on_step: Called after each step.
+        stopwatch: Measures the window.
     """
 
-    def __init__(self, case: Case, settings: Settings, sampler: Sampler, on_step: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        case: Case,
+        settings: Sizes,
+        sampler: Sampler,
+        on_step: Callable[[], object],
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self._index = case.device.index
+        self._stopwatch = stopwatch or WallClock(self._index)
         self._settings = settings
         self._sampler = sampler
         self._on_step = on_step
@@ -95,18 +108,22 @@ class Clock:
             if self._first_step is None:
                 self._first_step = now
             elif self.warmup_steps >= WARMUP or now - self._first_step > WARMUP_SECONDS:
-                self._start = self._synchronized()
+                self._stopwatch.start()
+                self._start = time.perf_counter()
                 self._sampler.start()
             return None
         self.steps += 1
         ended = self.steps >= self._settings.steps or now - self._start > WINDOW_SECONDS
-        return self._window(self._synchronized() - self._start) if ended and not self.steps % cycle else None
+        if not ended or self.steps % cycle:
+            return None
+        seconds = self._stopwatch.stop()
+        return self._window(seconds, time.perf_counter() - self._start)
 
     def stop(self) -> None:
         """End the readings."""
         self._sampler.stop()
 
-    def _window(self, seconds: float) -> Window:
+    def _window(self, seconds: float, wall_seconds: float) -> Window:
         memory = {}
         for kind in ("allocated", "reserved"):
             peak: Any = getattr(torch.xpu, f"max_memory_{kind}", None)  # 2.5.1 and later
@@ -119,16 +136,11 @@ class Clock:
             warmup_steps=self.warmup_steps,
             memory=memory,
             telemetry=self._sampler.stop(),
+            wall_seconds=wall_seconds,
         )
 
-    def _synchronized(self) -> float:
-        """Wait until the device has finished its work, and return the time."""
-        if self._index is not None:
-            torch.xpu.synchronize(self._index)
-        return time.perf_counter()
 
-
-class _Stop(BaseException):
+class Stop(BaseException):
     """Leaves a trainer's loop. Not an `Exception`: a trainer may retry after one."""
 
     def __init__(self, window: Window | None, reason: str = "") -> None:
@@ -139,7 +151,7 @@ class _Stop(BaseException):
 class _Callbacks:
     """A trainer's callbacks, which measure its steps."""
 
-    def __init__(self, clock: Clock, case: Case, settings: Settings) -> None:
+    def __init__(self, clock: Clock, case: Case, settings: Sizes) -> None:
         self._clock = clock
         self._case = case
         self._settings = settings
@@ -152,7 +164,7 @@ class _Callbacks:
         """Check that the trainer runs the case, and add up how long it waited for batches."""
         if trainer.batch_size != self._settings.batch:
             asked = self._settings.batch
-            raise _Stop(None, f"out of memory with batch {asked} (the trainer continued with {trainer.batch_size})")
+            raise Stop(None, f"out of memory with batch {asked} (the trainer continued with {trainer.batch_size})")
         if not self._checked:
             self._checked = True
             _check_precision(trainer, self._case)
@@ -166,7 +178,7 @@ class _Callbacks:
         cycle = max(int(trainer.accumulate), 1)
         if window := self._clock.step(cycle):
             steps = (self._optimizer_steps, window.steps // cycle)
-            raise _Stop(replace(window, waiting_seconds=self._waited, optimizer_steps=steps))
+            raise Stop(replace(window, waiting_seconds=self._waited, optimizer_steps=steps))
         self._last_end = time.perf_counter()
 
     def _optimizer_stepped(self, *args: object) -> None:
@@ -197,7 +209,7 @@ def train(job: Job, case: Case, implementation: Implementation) -> Window:
     trainer.add_callback("on_train_batch_end", callbacks.batch_end)
     try:
         trainer.train()
-    except _Stop as stop:
+    except Stop as stop:
         if stop.window is None:
             raise NotMeasured(stop.reason) from None
         return stop.window
@@ -237,6 +249,7 @@ def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
         **dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0),
         "close_mosaic": 0,
         "auto_augment": None,
+        **job.arguments,
     }
     return {**arguments, "compile": True} if case.compile else arguments
 
@@ -248,12 +261,12 @@ def _check_precision(trainer: Any, case: Case) -> None:
         actual, reason = (str(trainer.args.amp) if trainer.args.amp == "bf16" else "fp16"), "Ultralytics' choice"
         actual = actual if trainer.amp else "fp32"
     if actual != case.precision:
-        raise _Stop(None, f"the training ran in {actual} ({reason})")
+        raise Stop(None, f"the training ran in {actual} ({reason})")
 
 
 def _check_compiled(model: Any, case: Case) -> None:
     if case.compile and not hasattr(model, "_orig_mod"):
-        raise _Stop(None, "Ultralytics couldn't compile the model, and continued without")
+        raise Stop(None, "Ultralytics couldn't compile the model, and continued without")
 
 
 def _tear_down(trainer: Any) -> None:
@@ -293,7 +306,7 @@ def infer(job: Job, case: Case, implementation: Implementation) -> Window:
                     raise NotMeasured(f"Ultralytics predicted in {'fp16' if backend.fp16 else 'fp32'}")
                 _check_compiled(backend, case)
                 return window
-    except _Stop as stop:
+    except Stop as stop:
         raise NotMeasured(stop.reason) from None
     finally:
         clock.stop()
