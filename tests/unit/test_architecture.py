@@ -20,11 +20,11 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code"},
+    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code", "telemetry"},
     {"options", "devices", "device_errors"},
     {"recovery"},
     {"run"},
-    {"numerics", "batches"},
+    {"numerics", "batches", "stopwatch"},
     {"hookspecs"},
     {"plugins"},
     {"upstream"},
