@@ -12,14 +12,14 @@ import torch
 
 from .run import Run, StashKey
 
-__all__ = ["DATA", "FIRST_DATA", "LOSSES", "STEPS", "STOPWATCH", "Stopwatch", "timed", "timed_batches"]
+__all__ = ["DATA", "FIRST_DATA", "LOSSES", "STEPS", "STOPWATCH", "TARGETS", "Stopwatch", "timed", "timed_batches"]
 
 STEPS = "steps"
 """The phase of a run in which it goes through an epoch's batches."""
 DATA, FIRST_DATA = "data", "first_data"
 """Waiting for a training batch; for an epoch's first one, when workers are started and nothing is loaded yet."""
-LOSSES = "losses"
-"""Waiting for the device to show losses."""
+LOSSES, TARGETS = "losses", "targets"
+"""Waiting for the device to show losses; to find the anchors that a loss has targets for."""
 
 
 class Stopwatch:

@@ -8,6 +8,8 @@ told from the work of submitting kernels, and count as steps. `xpu_plugins=-summ
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import logging
 import os
@@ -23,11 +25,12 @@ import torch
 
 from ...files import replacing
 from ...hookspecs import hookimpl
-from ...patches import Patch, patch, stand_in
+from ...own_code import is_known
+from ...patches import Patch, stand_in
 from ...run import Run, StashKey
-from ...stopwatch import STEPS, STOPWATCH, Stopwatch, timed, timed_batches
+from ...stopwatch import STEPS, STOPWATCH, TARGETS, Stopwatch, timed, timed_batches
 from ...telemetry import Sampler
-from .figures import COPIES, OTHER, SAVING, SETUP, TARGETS, VALIDATION, Summary
+from .figures import COPIES, OTHER, SAVING, SETUP, VALIDATION, Summary
 
 __all__: list[str] = []
 
@@ -115,17 +118,52 @@ def xpu_patches(trainer: Any) -> list[Patch]:
 
         return enumerating
 
-    return [enumerate_timed, get_box_metrics] if _is_measured(trainer.xpu) else []
+    return [enumerate_timed, _BOX_METRICS] if _is_measured(trainer.xpu) else []
 
 
-@patch(
+class _Mask(torch.Tensor):
+    """A boolean mask whose `nonzero()` is timed; in everything else it is the plain tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _run: Run
+
+    def nonzero(self, *args: Any, **kwargs: Any) -> Any:
+        plain = self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
+        with timed(self._run, TARGETS):
+            return plain.nonzero(*args, **kwargs)
+
+
+def _watched(run: Run, mask: torch.Tensor) -> torch.Tensor:
+    if run.stash[STOPWATCH].phase != STEPS or mask.device.type != "xpu":
+        return mask
+    watched: _Mask = mask.bool().as_subclass(_Mask)  # type: ignore[no-untyped-call]
+    watched._run = run
+    return watched
+
+
+def _asks_for_positions(original: Any) -> bool:
+    return is_known(original) and "mask_gt.nonzero(" in inspect.getsource(inspect.unwrap(original))
+
+
+def _get_box_metrics(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
+    # Not by `patch`: a tuple of arguments would hold the mask as it is given, in float32, through all of the original.
+    @functools.wraps(original)
+    def get_box_metrics(
+        self: Any, pd_scores: Any, pd_bboxes: Any, gt_labels: Any, gt_bboxes: Any, mask_gt: Any, **extra: Any
+    ) -> Any:
+        """Compute how well anchors and labels go together, after the anchors that lie in a box were found."""
+        mask_gt = run.recovery.calling(_watched, run, mask_gt, instead=lambda run, mask: mask)
+        return original(self, pd_scores, pd_bboxes, gt_labels, gt_bboxes, mask_gt, **extra)
+
+    return get_box_metrics
+
+
+_BOX_METRICS = Patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
     why="nobody would know how long a run waits for the device: in most losses that happens here first",
+    replacement=_get_box_metrics,
+    needed=_asks_for_positions,  # before 8.4.120 or so it indexes with the mask, of which the policy `foreground` knows
 )
-def get_box_metrics(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute how well anchors and labels go together, which begins with finding the anchors that lie in a box."""
-    with timed(run, TARGETS):
-        return original(self, *args, **kwargs)
 
 
 @hookimpl(wrapper=True, trylast=True)
@@ -199,7 +237,7 @@ def _summarize(trainer: Any, watch: Stopwatch, noted: _Noted) -> Summary:
         sampled_seconds=time.perf_counter() - noted.sampled_since if readings else 0.0,
         batch=int(trainer.batch_size),
         nominal_batch=int(getattr(args, "nbs", 0) or 0),
-        workers=int(getattr(loader, "num_workers", 0) or 0),
+        workers=max(int(getattr(each, name, 0) or 0) for each, name in ((loader, "num_workers"), (args, "workers"))),
         processors=_processors() // len(run.indices),
         cached=bool(getattr(args, "cache", False)),
     )

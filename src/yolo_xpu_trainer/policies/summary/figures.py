@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...stopwatch import DATA, FIRST_DATA, LOSSES, STEPS
+from ...stopwatch import DATA, FIRST_DATA, LOSSES, STEPS, TARGETS
 
-__all__ = ["COPIES", "OTHER", "SAVING", "SETUP", "TARGETS", "VALIDATION", "Summary"]
+__all__ = ["COPIES", "OTHER", "SAVING", "SETUP", "VALIDATION", "Summary"]
 
 SETUP, OTHER = "setup", "other"
 """Phases of a run, beside its steps."""
-COPIES, TARGETS, VALIDATION, SAVING = "copies", "targets", "validation", "saving"
+COPIES, VALIDATION, SAVING = "copies", "validation", "saving"
 """Stretches of time, beside the data's."""
 _SYNCS = (LOSSES, TARGETS)
 
@@ -22,8 +22,7 @@ _MEANINGS = {
     SETUP: "before the first epoch: model, data set, checks",
     DATA: "waiting for the training loader's next batch, its start in each epoch included",
     COPIES: "copying training batches to the GPU: submitting the copies, or waiting for those that block",
-    "syncs": "waiting for the GPU where that is known: to show losses, and to find the anchors within boxes, with the "
-    "submission of some twenty kernels there",
+    "syncs": "waiting for the GPU where that is known: to show losses, and to find the anchors that have targets",
     STEPS: "all else in epochs: submitting forward, backward and the optimizer's step, callbacks, and waits for the "
     "GPU that can't be told from that",
     VALIDATION: "validating, after epochs and at the end, with its data, copies and waits",
@@ -51,7 +50,7 @@ class Summary:
         sampled_seconds: How long that was.
         batch: The batch size at the end.
         nominal_batch: How many images Ultralytics has a step of the optimizer on, whatever the batch size.
-        workers: How many processes loaded training batches.
+        workers: How many processes were to load training batches; less did where there are few.
         processors: How many processors there are for that.
         cached: Whether images are cached.
     """
@@ -124,17 +123,11 @@ class Summary:
         return [f"batch={2 * self.batch}"] if waited < _LITTLE and self._has_room() else []
 
     def _has_room(self) -> bool:
-        """Whether the device has memory for twice the batch, and was seen to be waiting for the host."""
+        """Whether the device has memory for twice the batch, and its driver says that it is idle much of the time."""
         reserved = self.peaks.get("reserved", self.total_memory)
         if self.integrated or reserved > _PART * self.total_memory or 2 * self.batch > self.nominal_batch:
             return False
-        if self.times.get(DATA, 0) < _LEAST_STEPS:
-            return False
-        if (busy := self.readings.get("utilization")) is not None:
-            return busy < _BUSY
-        # In each step the host waited for its targets, and it hardly did.
-        told = self.times.get(TARGETS, 0) >= self.times[DATA]
-        return told and self._sum(*_SYNCS) < _LITTLE * self.training
+        return self.times.get(DATA, 0) >= _LEAST_STEPS and self.readings.get("utilization", 100.0) < _BUSY
 
     def _sum(self, *names: str) -> float:
         return sum(self.seconds.get(name, 0.0) for name in names)
@@ -165,13 +158,13 @@ class Summary:
 
     def __str__(self) -> str:
         shares = self.shares()
-        parts = [f"{shares[name]:.0%} {said}" for name, said in _SAID.items() if shares[name] >= 0.005 or name == DATA]
+        parts = [_SAID[name].format(shares[name]) for name in _SAID if shares[name] >= 0.005 or name == DATA]
         speed = f"{_figure(self.images_per_second)} images/s in training"
         phrases = [speed, f"{_duration(self.total)} in all: {', '.join(parts)}"]
         if (peak := self.peaks.get("reserved")) is not None:
             phrases.append(f"peak memory {peak / 2**30:.1f} of {self.total_memory / 2**30:.1f} GiB")
         if (busy := self.readings.get("utilization")) is not None:
-            phrases.append(f"GPU {busy:.0f} % busy")
+            phrases.append(f"GPU {busy:.0f}% busy")
         if self.images_per_joule is not None:
             phrases.append(f"{self.readings['power_draw']:.0f} W, {_figure(self.images_per_joule)} images/J")
         return "; ".join(phrases) + _sentence(self.advice())
@@ -179,17 +172,16 @@ class Summary:
 
 _IN_EPOCHS = (STEPS, DATA, FIRST_DATA, COPIES, *_SYNCS)
 _SAID = {
-    DATA: "waiting for data",
-    COPIES: "copying batches",
-    "syncs": "known waits for the GPU",
-    VALIDATION: "validation",
-    SAVING: "saving",
+    DATA: "{:.0%} waiting for data",
+    COPIES: "{:.0%} copying batches",
+    "syncs": "at least {:.0%} waiting for the GPU",
+    VALIDATION: "{:.0%} validation",
+    SAVING: "{:.0%} saving",
 }
 
 # Advice is given where a run waited for data for this share of its epochs, each one's first batch left out, …
 _MUCH, _LEAST_BATCHES, _WORKERS = 0.2, 3, 8
-# … or where it hardly waited for data, nor in so many steps for the device, or that was idle for much of the time; and
-# at most this part of its memory was used.
+# … or where in many steps it hardly did, the device was idle for much of the time, and little of its memory was used.
 _LITTLE, _LEAST_STEPS, _BUSY, _PART = 0.05, 100, 60.0, 0.45
 
 
@@ -197,8 +189,8 @@ def _sentence(arguments: list[str]) -> str:
     """Return advice as the end of a line."""
     if not arguments:
         return ""
-    of_device = arguments[0].startswith("batch")
-    seen = "the GPU waits for the host and has memory to spare" if of_device else "batches are loaded too slowly"
+    idle = "the GPU is idle for much of the time and has memory to spare"
+    seen = idle if arguments[0].startswith("batch") else "batches are loaded too slowly"
     return f". Because {seen}, try {' or '.join(arguments)}"
 
 
