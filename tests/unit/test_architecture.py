@@ -18,11 +18,12 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code", "remedies", "diagnosis"},
+    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code", "remedies", "diagnosis"}
+    | {"known_tensors", "telemetry"},
     {"options", "devices", "device_errors"},
     {"recovery"},
     {"run"},
-    {"numerics", "batches"},
+    {"numerics", "batches", "stopwatch"},
     {"hookspecs"},
     {"plugins"},
     {"upstream"},

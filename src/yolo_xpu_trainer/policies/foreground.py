@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from ..known_tensors import Answer, KnownTensor, PlainError
 from ..options import Option
 from ..own_code import is_known
 from ..patches import Patch, patch
+from ..run import Run
+from ..stopwatch import TARGETS, timed
 
 __all__ = ["ForegroundMask"]
 
@@ -38,6 +42,7 @@ class ForegroundMask(KnownTensor):
     _positions: torch.Tensor | None = None  # as `nonzero()` gives them
     _row_of: tuple[ForegroundMask, int] | None = None
     _rows: tuple[torch.Tensor, ...] | None = None  # the positions in each row
+    _waiting: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the device is waited for
 
     def is_valid(self) -> bool:
         """Whether the contents are what they were, those that it is a row of among them."""
@@ -56,17 +61,22 @@ class _Number(KnownTensor):
     _mask: ForegroundMask
 
 
-def known_mask(mask: torch.Tensor, row_of: tuple[ForegroundMask, int] | None = None) -> torch.Tensor:
+def known_mask(
+    mask: torch.Tensor, row_of: tuple[ForegroundMask, int] | None = None, run: Run | None = None
+) -> torch.Tensor:
     """Return a mask of the same memory, whose positions will be found once.
 
     Args:
         mask: Boolean, on the device.
         row_of: A mask that it is a row of, and its number there.
+        run: Whose time is counted where the device is waited for.
     """
     if mask.is_inference():  # its changes couldn't be told
         return mask
     known: ForegroundMask = mask.as_subclass(ForegroundMask)  # type: ignore[no-untyped-call]
     known._at, known._row_of = known._version, row_of
+    if run is not None:
+        known._waiting = partial(timed, run, TARGETS)
     return known
 
 
@@ -76,15 +86,22 @@ def _positions(mask: Any) -> torch.Tensor | None:
         return None
     if mask._positions is None:
         with torch.inference_mode(False):  # else nothing that needs a gradient could be indexed by them later
-            mask._positions = mask.nonzero() if mask._row_of is None else _row(*mask._row_of)
+            mask._positions = _found(mask) if mask._row_of is None else _row(*mask._row_of)
     return mask._positions
+
+
+def _found(mask: ForegroundMask) -> torch.Tensor:
+    with mask._waiting():
+        return mask.nonzero()
 
 
 def _row(mask: ForegroundMask, number: int) -> torch.Tensor | None:
     """Return the positions in a row of a mask, which are found for all rows at once."""
     positions = _positions(mask)
     if mask._rows is None and positions is not None:
-        lengths = positions[:, 0].cpu().bincount(minlength=len(mask)).tolist()
+        with mask._waiting():
+            images = positions[:, 0].cpu()
+        lengths = images.bincount(minlength=len(mask)).tolist()
         mask._rows = torch.split(positions[:, 1:], lengths)
     return None if positions is None or mask._rows is None else mask._rows[number]
 
@@ -181,12 +198,12 @@ ForegroundMask.answers = _Number.answers = _ANSWERS
     why="losses index with the mask of foreground anchors many times over, with a sync for its positions each time",
     source="ultralytics/utils/loss.py",
 )
-def forward(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Assign targets to anchors, with a foreground that remembers its positions."""
     assigned = original(self, *args, **kwargs)
     if type(assigned) is not tuple:
         return assigned
-    return tuple(known_mask(_tracked(part)) if _is_mask(part) else part for part in assigned)
+    return tuple(known_mask(_tracked(part), run=run) if _is_mask(part) else part for part in assigned)
 
 
 @patch(
@@ -194,12 +211,12 @@ def forward(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) 
     why="before 8.4.120 or so it indexes with one mask five times, with a sync for its positions each time",
     needed=lambda original: is_known(original) and "[mask_gt]" in inspect.getsource(inspect.unwrap(original)),
 )
-def get_box_metrics(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+def get_box_metrics(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute how well anchors and labels go together, with a mask that remembers its positions."""
     *others, mask = args or (None,)  # the last one as Ultralytics calls it
     if kwargs or not isinstance(mask, torch.Tensor) or mask.device.type != "xpu":
         return original(self, *args, **kwargs)
-    return original(self, *others, known_mask(_tracked(mask.bool())))
+    return original(self, *others, known_mask(_tracked(mask.bool()), run=run))
 
 
 def _is_mask(value: Any) -> bool:

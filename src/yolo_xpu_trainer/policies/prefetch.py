@@ -18,6 +18,7 @@ from ..numerics import Check, avoids
 from ..options import Option
 from ..patches import Patch, patch, stand_in
 from ..run import Run, StashKey
+from ..stopwatch import timed_batches
 
 __all__ = ["LookAhead"]
 
@@ -142,7 +143,7 @@ class LookAhead:
 
     def through(self, loader: Any) -> Generator[Any, None, None]:
         """Iterate over a loader's batches, whose iterator is made at once, as `enumerate` does."""
-        iteration = self._ahead_of(iter(loader))
+        iteration = self._ahead_of(timed_batches(self._trainer.xpu, loader))
         self._iterations.add(iteration)
         return iteration
 

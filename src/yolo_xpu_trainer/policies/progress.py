@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..run import Run, StashKey
+from ..stopwatch import LOSSES, timed
 
 __all__ = ["Readings", "ShownLosses"]
 
@@ -43,7 +45,7 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
         return
     from ultralytics.engine.trainer import BaseTrainer
 
-    run.stash[_READINGS] = Readings(run.options[LOG_EVERY])
+    run.stash[_READINGS] = Readings(run.options[LOG_EVERY], partial(timed, run, LOSSES))
     if _NAME in vars(BaseTrainer):  # of a run within which this one was begun
         yield
         return
@@ -162,14 +164,16 @@ class Readings:
 
     Args:
         seconds: How old a reading may be.
+        reading: Makes the context in which the device is waited for.
 
     Attributes:
         awaited: Whether a batch's losses weren't shown yet.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, reading: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.awaited = False
         self._seconds = seconds
+        self._reading = reading
         self._batches = 0
         self._read_at = -float("inf")
         self._values: dict[str, float] = {}
@@ -191,7 +195,8 @@ class Readings:
         """Return mean losses on the host, read from the device if the last reading is too old."""
         now = time.monotonic()
         if now - self._read_at >= self._seconds or self._vector is None or self._vector.shape != means.shape:
-            self._vector = means.detach().cpu()
+            with self._reading():
+                self._vector = means.detach().cpu()
             self._read_at = time.monotonic()
         self.awaited = False
         return self._vector
@@ -200,7 +205,9 @@ class Readings:
         """Return the means as numbers, read from the device if the last reading is too old."""
         now = time.monotonic()
         if now - self._read_at >= self._seconds or list(self._values) != list(means):
-            read = torch.stack([value.detach().float().reshape(()) for value in dict.values(means)]).tolist()
+            joined = torch.stack([value.detach().float().reshape(()) for value in dict.values(means)])
+            with self._reading():
+                read = joined.tolist()
             self._values = dict(zip(means, read, strict=True))
             self._read_at = time.monotonic()
         self.awaited = False
