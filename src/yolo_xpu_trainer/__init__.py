@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .device_errors import DeviceLostError as DeviceLostError
     from .device_errors import NotEnoughMemoryError as NotEnoughMemoryError
     from .devices import DeviceInfo as DeviceInfo
+    from .errors import CollectivesError as CollectivesError
     from .errors import DeviceError as DeviceError
     from .errors import DuplicateDeviceError as DuplicateDeviceError
     from .errors import NoSuchXPUError as NoSuchXPUError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import NoXPUError as NoXPUError
     from .errors import OptionError as OptionError
     from .errors import OptionValueError as OptionValueError
+    from .errors import RankError as RankError
     from .errors import RunFolderInUseError as RunFolderInUseError
     from .errors import RunUnderWayError as RunUnderWayError
     from .errors import UnknownDeviceError as UnknownDeviceError
@@ -76,6 +78,7 @@ _PUBLIC = {
     "device_errors": ("DeviceLostError", "NotEnoughMemoryError"),
     "devices": ("DeviceInfo",),
     "errors": (
+        "CollectivesError",
         "DeviceError",
         "DuplicateDeviceError",
         "NoSuchXPUError",
@@ -84,6 +87,7 @@ _PUBLIC = {
         "NotSavedError",
         "OptionError",
         "OptionValueError",
+        "RankError",
         "RunFolderInUseError",
         "RunUnderWayError",
         "UnknownDeviceError",

@@ -20,8 +20,8 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code"},
-    {"options", "devices", "device_errors"},
+    {"errors", "files", "launchers", "transfer", "versions", "patches", "host_kernels", "own_code", "watchdog"},
+    {"options", "devices", "device_errors", "ranks", "process_group", "elastic"},
     {"recovery"},
     {"run"},
     {"numerics", "batches"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"trainers"},
     {"policies"},
     {"activation"},
-    {"commands"},
+    {"commands", "train"},
     {"__init__", "__main__"},
 )
 

@@ -104,7 +104,7 @@ def name_every_device(trainer: Any) -> None:
     run: Run = trainer.xpu
     trainer.args.device = run.device_string
     if hasattr(trainer, "world_size") and not knows_accelerators():  # since 8.3.200 it is computed there and then
-        trainer.world_size = len(run.indices)
+        trainer.world_size = run.world_size
         trainer.ddp = trainer.world_size > 1 and "LOCAL_RANK" not in os.environ
 
 
