@@ -13,22 +13,29 @@ from .errors import UsageError
 
 __all__ = ["RANK_VARIABLES", "apply_to"]
 
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _PORTS = range(20000, 30000)  # below those that Linux gives to outgoing connections
 
-# The rank, the rank on its machine, the number of processes, that on its machine: names by launcher, the first of which
-# that is set counts. SLURM_NTASKS isn't asked: a batch script has it, too, whose one process isn't of a parallel step.
+# The rank, the rank on its machine, the number of processes, that on its machine, the machine's number; of the names
+# that a launcher has for each, the first that is set counts. SLURM_NTASKS isn't asked: a batch script has it, too,
+# whose one process isn't of a parallel step.
 _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "PALS": (("PALS_RANKID", "PMI_RANK"), ("PALS_LOCAL_RANKID",), ("PMI_SIZE",), ("PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE")),
+    "PALS": (
+        ("PALS_RANKID", "PMI_RANK"),
+        ("PALS_LOCAL_RANKID",),
+        ("PMI_SIZE",),
+        ("PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
+        ("PALS_NODEID",),
+    ),
     "MPI": (
         ("PMI_RANK",),
         ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
         ("PMI_SIZE",),
         ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+        (),
     ),
-    "SLURM": (("SLURM_PROCID",), ("SLURM_LOCALID",), ("SLURM_STEP_NUM_TASKS",), ()),
+    "SLURM": (("SLURM_PROCID",), ("SLURM_LOCALID",), ("SLURM_STEP_NUM_TASKS",), (), ("SLURM_NODEID",)),
 }
-_RANK, _LOCAL_RANK, _WORLD_SIZE, _LOCAL_WORLD_SIZE = range(4)
 
 
 def apply_to(environment: MutableMapping[str, str]) -> str | None:
@@ -53,9 +60,11 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
         return None
     for launcher, names in _NAMES.items():
         values = [next((name for name in alternatives if environment.get(name)), None) for alternatives in names]
-        rank, local_rank, world_size, local_world_size = values
+        rank, local_rank, world_size, local_world_size, node = values
         if rank is None or world_size is None or _number(environment, world_size) < 2:
             continue
+        if local_rank is None and launcher == "PALS":
+            continue  # another launcher that speaks PMI
         if local_rank is None:
             raise UsageError(
                 f"{launcher} started this process as rank {environment[rank]} of {environment[world_size]}, but says "
@@ -71,6 +80,8 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
             found["LOCAL_WORLD_SIZE"] = environment[local_world_size]
         elif launcher == "SLURM":
             found.update(_tasks_on_this_node(environment))
+        if node is not None:
+            found["GROUP_RANK"] = environment[node]
         environment.setdefault("MASTER_ADDR", _first_machine(launcher, environment, found))
         environment.setdefault("MASTER_PORT", str(_port(environment)))
         environment.update(found)

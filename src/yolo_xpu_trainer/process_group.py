@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from .watchdog import Watchdog, end_process
 
 __all__ = ["Group", "Peer", "first_all_reduce", "watch"]
 
+_NAME = "yolo-xpu/group"
 _FIRST = 180.0  # seconds that a first all-reduce may take, in which kernels are built and connections made
 _MASKS = ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")
 _UNTIL_CLOSED = 10.0
@@ -38,19 +41,25 @@ class Peer:
     Attributes:
         rank: Its rank.
         local_rank: Its rank on its machine.
-        host: Its machine.
+        node: What tells its machine apart: the launcher's number for it, else its name.
+        host: Its machine's name.
         device: Its XPU, such as "xpu:0 Intel Arc B580 Graphics".
         seen: What tells its XPU apart from others of the machine.
     """
 
     rank: int
     local_rank: int
+    node: str
     host: str
     device: str
     seen: str = ""
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.host}, {self.device})"
+
+
+class _TerminatedError(SystemExit):
+    """SIGTERM, with which launchers end the other processes where one has failed."""
 
 
 class Group:
@@ -79,11 +88,10 @@ class Group:
         torch.xpu.set_device(device.index)
         self._own = not torch.distributed.is_initialized()
         self.watchdog: Watchdog | None = None
+        self._handler = _raise_at_sigterm()
         if self._own:
             try:
-                torch.distributed.init_process_group(
-                    "xccl", timeout=timedelta(seconds=timeout), rank=launch.rank, world_size=launch.world_size
-                )
+                _init(launch, timedelta(seconds=timeout))
             except RuntimeError as error:
                 raise CollectivesError(
                     f"Rank {launch.rank} of {launch.world_size} can't come together with the others by "
@@ -94,7 +102,8 @@ class Group:
         try:
             first_all_reduce(device.device, min(timeout, _FIRST))
             masks = " ".join(f"{name}={os.environ[name]}" for name in _MASKS if os.environ.get(name))
-            me = Peer(launch.rank, launch.local_rank, socket.gethostname(), str(device), f"{masks} {device.index}")
+            host = socket.gethostname()
+            me = Peer(launch.rank, launch.local_rank, launch.node or host, host, str(device), f"{masks} {device.index}")
             self.peers: list[Peer] = self.gather(me)
             self.watchdog = watch(self.peers, self.agree(secrets.token_hex(8)), launch.rank, timeout)
             self._check_devices()
@@ -105,7 +114,7 @@ class Group:
     def _check_devices(self) -> None:
         taken: dict[tuple[str, str], Peer] = {}
         for peer in self.peers:
-            other = taken.setdefault((peer.host, peer.seen), peer)
+            other = taken.setdefault((peer.node, peer.seen), peer)
             if other is not peer:
                 raise DuplicateDeviceError(
                     f"{other} and {peer} would train on one XPU. Start as many processes on a machine as it has XPUs, "
@@ -115,9 +124,9 @@ class Group:
                 )
 
     @property
-    def hosts(self) -> int:
+    def machines(self) -> int:
         """How many machines there are."""
-        return len({peer.host for peer in self.peers})
+        return len({peer.node for peer in self.peers})
 
     def gather(self, value: Any) -> list[Any]:
         """Return what each rank gives, on all of them."""
@@ -159,7 +168,7 @@ class Group:
         """Return what ended another rank, where an error of this one only says that that one is gone."""
         if self.watchdog is None or isinstance(error, RankError):
             return None
-        text = self.watchdog.failure()
+        text = self.watchdog.failure(wait=3 if isinstance(error, _TerminatedError) else 0)
         if not text and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CUT):
             text = self.watchdog.failure(wait=5)
             text = text or f"another rank is gone: killed, its machine off or its network cut ({_first_line(error)})"
@@ -172,10 +181,13 @@ class Group:
             error: What ends this process's part before the run's end, which the others are told.
         """
         if self.watchdog is not None:
-            if error is not None and not isinstance(error, RankError):
+            if error is not None and not isinstance(error, (RankError, _TerminatedError)):
                 self.watchdog.fail(f"{type(error).__name__}: {error}")
                 _note_for_torchrun(error)
             self.watchdog.stop()
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
         if self._own and torch.distributed.is_initialized():
             # Where others wait in an operation it may never return.
             closing = threading.Thread(target=_destroy, name="xpu-close", daemon=True)
@@ -183,9 +195,61 @@ class Group:
             closing.join(_UNTIL_CLOSED)
 
 
+def _init(launch: Launch, timeout: timedelta) -> None:
+    """Open the process group, by keys that no earlier one has used.
+
+    A torchrun that starts its processes again keeps their store, in which a rank would find where another one could be
+    reached before. So rank 0 gives this group a name, once every other rank has answered to it.
+    """
+    store, rank, world_size = next(
+        torch.distributed.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
+    )
+    name = secrets.token_hex(8) if rank == 0 else ""
+    until = time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        store.set(_NAME, name)
+    answered = ""
+    while True:
+        if rank == 0:
+            if store.check([f"{name}/here/{other}" for other in range(1, world_size)]):
+                store.set(f"{name}/go", "")
+                break
+        elif store.check([_NAME]):
+            name = store.get(_NAME).decode()
+            if name != answered:
+                store.set(f"{name}/here/{rank}", "")
+                answered = name
+            if store.check([f"{name}/go"]):
+                break
+        if time.monotonic() > until:
+            raise RuntimeError(f"not every rank was there within {timeout.total_seconds():g} s.")
+        time.sleep(0.05)
+    store = torch.distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("xccl", timeout=timeout, store=store, rank=rank, world_size=world_size)
+
+
 def _destroy() -> None:
     with contextlib.suppress(Exception):
         torch.distributed.destroy_process_group()
+
+
+def _raise_at_sigterm() -> Any:
+    """Turn SIGTERM, which would end this process in the middle of what it writes, into an exception.
+
+    Returns:
+        What was there before, None where it stays as it is.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        raise _TerminatedError(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:
+        return None
+    signal.signal(signal.SIGTERM, end)
+    return before
 
 
 def _note_for_torchrun(error: BaseException) -> None:

@@ -26,6 +26,7 @@ class Launch:
         rank: Its number among all, from 0 on.
         local_rank: Its number among those of its machine.
         world_size: How many there are.
+        node: The launcher's number for its machine, "" where it has none.
         run_id: What torchrun calls the run (`--rdzv-id`), "" where it wasn't told or another launcher started it.
         restarts: How often the run was started again, by torchrun or by SLURM.
     """
@@ -33,6 +34,7 @@ class Launch:
     rank: int
     local_rank: int
     world_size: int
+    node: str = ""
     run_id: str = ""
     restarts: int = 0
 
@@ -53,6 +55,7 @@ def launched() -> Launch | None:
         rank=int(found["RANK"]),
         local_rank=int(found["LOCAL_RANK"]),
         world_size=int(found["WORLD_SIZE"]),
+        node=os.environ.get("GROUP_RANK", ""),
         run_id="" if run_id == "none" else run_id,
         restarts=sum(int(text) for text in restarts if text.isdigit()),
     )

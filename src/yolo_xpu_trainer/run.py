@@ -155,8 +155,8 @@ class Run:
     def __str__(self) -> str:
         memory = f"{self.device.total_memory / 2**30:.1f} GiB" + (" shared with the host" * self.device.integrated)
         others = f" and {self.world_size - 1} more" if self.world_size > 1 else ""
-        if self.group is not None and self.group.hosts > 1:
-            others += f" on {self.group.hosts} machines"
+        if self.group is not None and self.group.machines > 1:
+            others += f" on {self.group.machines} machines"
         return f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}"
 
 

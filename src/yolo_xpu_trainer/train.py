@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"yolo_xpu_trainer.train: error: {error}", file=sys.stderr)
         return error.exit_status
-    sys.argv = ["yolo", "train", *(sys.argv[1:] if argv is None else argv)]
+    sys.argv[:] = ["yolo", "train", *(sys.argv[1:] if argv is None else argv)]
     from ultralytics.cfg import entrypoint  # Ultralytics reads the variables and the arguments as it is imported
 
     entrypoint()

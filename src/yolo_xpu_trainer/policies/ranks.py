@@ -72,7 +72,7 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     run: Run = trainer.xpu
     if run.group is None:
         return []
-    return [final_eval, handle_nan_recovery] if run.group.hosts > 1 else [final_eval]
+    return [final_eval, handle_nan_recovery] if run.group.machines > 1 else [final_eval]
 
 
 def _evaluates_together(original: Any) -> bool:
@@ -105,8 +105,8 @@ def final_eval(run: Run, original: Callable[..., Any], self: Any) -> Any:
 )
 def handle_nan_recovery(run: Run, original: Callable[..., Any], self: Any, epoch: int) -> Any:
     """Give every machine the checkpoint before all ranks go back to it."""
-    values = (self.loss, self.fitness)
-    finite = all(value is None or math.isfinite(float(torch.as_tensor(value).sum())) for value in values)
+    values = [] if run.group.launch.rank else [self.loss, self.fitness]
+    finite = all(value is None or math.isfinite(float(torch.as_tensor(value).detach().sum())) for value in values)
     if not run.group.agree(finite):
         run.group.share(Path(self.last))
     return original(self, epoch)
