@@ -44,6 +44,7 @@ class Peer:
         node: What tells its machine apart: the launcher's number for it, else its name.
         host: Its machine's name.
         device: Its XPU, such as "xpu:0 Intel Arc B580 Graphics".
+        name: The driver's name for it.
         seen: What tells its XPU apart from others of the machine.
     """
 
@@ -52,6 +53,7 @@ class Peer:
     node: str
     host: str
     device: str
+    name: str = ""
     seen: str = ""
 
     def __str__(self) -> str:
@@ -100,10 +102,18 @@ class Group:
                     rank=launch.rank,
                 ) from error
         try:
-            first_all_reduce(device.device, min(timeout, _FIRST))
+            first_all_reduce(device.device, timeout)
             masks = " ".join(f"{name}={os.environ[name]}" for name in _MASKS if os.environ.get(name))
             host = socket.gethostname()
-            me = Peer(launch.rank, launch.local_rank, launch.node or host, host, str(device), f"{masks} {device.index}")
+            me = Peer(
+                rank=launch.rank,
+                local_rank=launch.local_rank,
+                node=launch.node or host,
+                host=host,
+                device=str(device),
+                name=device.name,
+                seen=f"{masks} {device.index}",
+            )
             self.peers: list[Peer] = self.gather(me)
             self.watchdog = watch(self.peers, self.agree(secrets.token_hex(8)), launch.rank, timeout)
             self._check_devices()
@@ -202,7 +212,7 @@ def _init(launch: Launch, timeout: timedelta) -> None:
     reached before. So rank 0 gives this group a name, once every other rank has answered to it.
     """
     store, rank, world_size = next(
-        torch.distributed.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
+        torch.distributed.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)  # type: ignore[attr-defined]
     )
     name = secrets.token_hex(8) if rank == 0 else ""
     until = time.monotonic() + timeout.total_seconds()
@@ -299,10 +309,10 @@ def first_all_reduce(
 
     Args:
         device: This rank's XPU.
-        seconds: How long to wait.
+        seconds: How long to wait; three minutes at most.
         ended: Told of the error with which this process is ended.
     """
-    with _limited(seconds, ended):
+    with _limited(min(seconds, _FIRST), ended):
         tensor = torch.ones(1 << 18, device=device)
         torch.distributed.all_reduce(tensor)
         correct = bool((tensor == torch.distributed.get_world_size()).all())

@@ -86,6 +86,8 @@ class Run:
         recovery: Which policies failed in it and are off.
         hooks: The hooks as this run asks them, a `yolo_xpu_trainer.plugins.Hooks`.
         group: The processes of a run that a launcher started, a `yolo_xpu_trainer.process_group.Group`; None elsewhere.
+        watchdog: What the other processes of a run on several XPUs are told of this one, a
+            `yolo_xpu_trainer.watchdog.Watchdog`.
         found: What told the `last.pt` apart that was there before the run; None where there was none.
     """
 
@@ -98,6 +100,7 @@ class Run:
     recovery: Recovery = field(default_factory=Recovery)
     hooks: Any = None
     group: Any = None
+    watchdog: Any = None
     found: tuple[int, ...] | None = None
 
     @property

@@ -24,11 +24,11 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 
 from . import devices, elastic
-from .errors import DeviceError, OptionValueError, RunUnderWayError, XPUTrainerError
+from .errors import DeviceError, OptionValueError, RankError, RunUnderWayError, XPUTrainerError
 from .options import Options
 from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
-from .process_group import Group
+from .process_group import Group, Peer, first_all_reduce, watch
 from .ranks import CHILD_VARIABLE, RANK_TIMEOUT, launched
 from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings, state_of
@@ -199,6 +199,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             recovery=recovery,
             hooks=asking,
             group=self._group,
+            watchdog=self._group.watchdog if self._group else None,
         )
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
@@ -301,6 +302,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             hand_up(error)
             raise
         finally:
+            if self.xpu.watchdog is not None:
+                self.xpu.watchdog.stop()
             _one_run.release()
 
     def _patches(self) -> list[Patch]:
@@ -334,6 +337,22 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             legacy.setup_ddp(self)
         if self.xpu is not None:
             self.xpu.move_to(self.device.index)
+            if not self._has_own_process_group():
+                self._watch_the_others(self.xpu)
+
+    def _watch_the_others(self, run: Run) -> None:
+        """Try whether the ranks that Ultralytics started can compute together, then see that none of them hangs."""
+        timeout = run.options[RANK_TIMEOUT]
+        first_all_reduce(self.device, timeout, hand_up)
+        rank = torch.distributed.get_rank()
+        peers = [Peer(i, i, "", "this machine", str(devices.info(index))) for i, index in enumerate(run.indices)]
+        run.watchdog = watch(
+            peers,
+            "own",
+            rank,
+            timeout,
+            lambda text: hand_up(RankError(f"The run is ended, because {text}.", seen=text)),
+        )
 
     def _setup_train(self, *args: Any) -> None:
         if self.xpu is not None and RANK in {-1, 0}:

@@ -132,28 +132,31 @@ class Watchdog:
         since = None
         while not self._stopped.wait(0.25):
             now = time.monotonic()
-            said = [value for _, value in self._signs]
             if self._failure:
                 # The main thread may be on its way out with an error that says more.
                 since = since or now
                 if now - since > 5:
                     self._end(self._failure, wait=0)
-            elif now - self._heard > _SILENCE:
-                if any(value == _DONE for value in said):
-                    return  # rank 0 has come to its end, and the store with it
-                self._end(f"no rank can be reached any more: {self._peers[0]}, or the network to it, is gone")
-            elif gone := [
-                self._peers[rank]
-                for rank, (when, value) in enumerate(self._signs)
-                if now - when > _SILENCE and value != _DONE
-            ]:
-                self._end(f"{', '.join(gone)} gave no sign of life for {_SILENCE:.0f} s: killed, or cut off")
-            elif now - self._advanced > self._patience and all(_steps(value) for value in said if value != _DONE):
-                last = min(_steps(value) for value in said if value != _DONE)
-                behind = [
-                    self._peers[rank] for rank, value in enumerate(said) if value != _DONE and _steps(value) == last
-                ]
-                self._end(f"no rank got on for {self._patience:.0f} s (xpu_rank_timeout); behind: {', '.join(behind)}")
+                    return
+            elif now - self._heard > _SILENCE and any(value == _DONE for _, value in self._signs):
+                return  # rank 0 has come to its end, and the store with it
+            elif text := self._verdict(now):
+                self._end(text)
+                return
+
+    def _verdict(self, now: float) -> str:
+        """Return why nothing will come of the run any more, "" while something may."""
+        if now - self._heard > _SILENCE:
+            return f"no rank can be reached any more: {self._peers[0]}, or the network to it, is gone"
+        going = [(peer, *sign) for peer, sign in zip(self._peers, self._signs, strict=True) if sign[1] != _DONE]
+        gone = [peer for peer, when, _ in going if now - when > _SILENCE]
+        if gone:
+            return f"{', '.join(gone)} gave no sign of life for {_SILENCE:.0f} s: killed, or cut off"
+        steps = [_steps(value) for _, _, value in going]
+        if now - self._advanced > self._patience and all(steps):
+            behind = [peer for (peer, _, _), count in zip(going, steps, strict=True) if count == min(steps)]
+            return f"no rank got on for {self._patience:.0f} s (xpu_rank_timeout); behind: {', '.join(behind)}"
+        return ""
 
     def _end(self, text: str, wait: float = 2.0) -> None:
         """End this process, whose main thread waits where nothing interrupts it."""

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or more, that a launcher started: what each does, the others know of in time."""
+"""Several processes, on one machine or more: what becomes of one, the others know in time."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def xpu_options() -> list[Option[int]]:
 def xpu_after_setup(trainer: Any) -> None:
     """Let the others know how far this process is."""
     run: Run = trainer.xpu
-    if run.group is not None and run.group.watchdog is not None:
+    if run.watchdog is not None:
         for event in _EVENTS:
-            trainer.add_callback(event, lambda caller: run.group.watchdog.step())
+            trainer.add_callback(event, lambda caller: run.watchdog.step())
 
 
 @hookimpl
@@ -63,8 +63,8 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
 @hookimpl(tryfirst=True)
 def xpu_around_save(trainer: Any) -> AbstractContextManager[None]:
     """Let a process that is ended for another one's sake finish its checkpoint."""
-    group = trainer.xpu.group
-    return nullcontext() if group is None or group.watchdog is None else group.watchdog.saving()
+    watchdog = trainer.xpu.watchdog
+    return nullcontext() if watchdog is None else watchdog.saving()
 
 
 @hookimpl
