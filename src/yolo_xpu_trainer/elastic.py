@@ -104,8 +104,8 @@ def remove_note(folder: Path) -> None:
 
 
 def _me(launch: Launch) -> dict[str, Any] | None:
-    """Return what tells this launch apart: the run's id, and the torchrun that started this process, and will again."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+    """Return what tells this launch apart: the run's id, and the launcher, which may start it again."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     import psutil
 
@@ -114,8 +114,7 @@ def _me(launch: Launch) -> dict[str, Any] | None:
         started = psutil.Process(parent).create_time()
     except psutil.Error:
         started = 0.0
-    run_id = launch.run_id or os.environ.get("SLURM_JOB_ID", "")
-    return {"run": run_id, "launcher": [socket.gethostname(), parent, started]}
+    return {"run": launch.run_id, "launcher": [socket.gethostname(), parent, started]}
 
 
 def _changed(note: Path) -> float:

@@ -14,6 +14,7 @@ from .errors import UsageError
 __all__ = ["RANK_VARIABLES", "apply_to"]
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _PORTS = range(20000, 30000)  # below those that Linux gives to outgoing connections
 
 # The rank, the rank on its machine, the number of processes, that on its machine, the machine's number; of the names
@@ -55,6 +56,7 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
     """
     if all(environment.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
         if _number(environment, "WORLD_SIZE") > 1:
+            _count_restarts_of_the_job(environment)
             return "torchrun"
         _clear(environment)
         return None
@@ -85,6 +87,9 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
         environment.setdefault("MASTER_ADDR", _first_machine(launcher, environment, found))
         environment.setdefault("MASTER_PORT", str(_port(environment)))
         environment.update(found)
+        if launcher == "SLURM":
+            environment["TORCHELASTIC_RUN_ID"] = environment.get("SLURM_JOB_ID", "")
+            _count_restarts_of_the_job(environment)
         return launcher
     _clear(environment)
     return None
@@ -93,6 +98,13 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
 def _clear(environment: MutableMapping[str, str]) -> None:
     for name in RANK_VARIABLES:
         environment.pop(name, None)
+
+
+def _count_restarts_of_the_job(environment: MutableMapping[str, str]) -> None:
+    """Count how often SLURM has started the job again, beside how often torchrun has started the processes again."""
+    if environment.get("SLURM_RESTART_COUNT"):
+        before = _number(environment, _RESTARTS) if environment.get(_RESTARTS) else 0
+        environment[_RESTARTS] = str(before + _number(environment, "SLURM_RESTART_COUNT"))
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

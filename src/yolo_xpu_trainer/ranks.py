@@ -27,8 +27,8 @@ class Launch:
         local_rank: Its number among those of its machine.
         world_size: How many there are.
         node: The launcher's number for its machine, "" where it has none.
-        run_id: What torchrun calls the run (`--rdzv-id`), "" where it wasn't told or another launcher started it.
-        restarts: How often the run was started again, by torchrun or by SLURM.
+        run_id: What the launcher calls the run (torchrun's `--rdzv-id`, SLURM's job), "" where it has no name.
+        restarts: How often the run was started again.
     """
 
     rank: int
@@ -50,12 +50,12 @@ def launched() -> Launch | None:
     if int(found["WORLD_SIZE"]) < 2:
         return None
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    restarts = [os.environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     return Launch(
         rank=int(found["RANK"]),
         local_rank=int(found["LOCAL_RANK"]),
         world_size=int(found["WORLD_SIZE"]),
         node=os.environ.get("GROUP_RANK", ""),
         run_id="" if run_id == "none" else run_id,
-        restarts=sum(int(text) for text in restarts if text.isdigit()),
+        restarts=int(restarts) if restarts.isdigit() else 0,
     )

@@ -90,6 +90,17 @@ def test_torchrun_in_a_step_of_slurm_is_obeyed() -> None:
     assert environment == {**SLURM, **torchrun}
 
 
+def test_a_job_that_slurm_has_started_again_is_told_apart_from_its_first_start() -> None:
+    environment = {**SLURM, "SLURM_RESTART_COUNT": "2"}
+    apply_to(environment)
+    assert environment["TORCHELASTIC_RUN_ID"] == "1234567"
+    assert environment["TORCHELASTIC_RESTART_COUNT"] == "2"
+    torchrun = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "1"}
+    environment = {"SLURM_RESTART_COUNT": "2", **torchrun}
+    apply_to(environment)
+    assert environment["TORCHELASTIC_RESTART_COUNT"] == "3"
+
+
 @pytest.mark.parametrize(
     "environment",
     [
