@@ -209,27 +209,28 @@ def _init(launch: Launch, timeout: timedelta) -> None:
     """Open the process group, by keys that no earlier one has used.
 
     A torchrun that starts its processes again keeps their store, in which a rank would find where another one could be
-    reached before. So rank 0 gives this group a name, once every other rank has answered to it.
+    reached before. So rank 0 gives this group a name, and the others wait until it has read what they say under it.
     """
     store, rank, world_size = next(
         torch.distributed.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)  # type: ignore[attr-defined]
     )
-    name = secrets.token_hex(8) if rank == 0 else ""
-    until = time.monotonic() + timeout.total_seconds()
+    me = name = secrets.token_hex(8)
     if rank == 0:
         store.set(_NAME, name)
-    answered = ""
+    said_under = ""
+    until = time.monotonic() + timeout.total_seconds()
     while True:
         if rank == 0:
-            if store.check([f"{name}/here/{other}" for other in range(1, world_size)]):
-                store.set(f"{name}/go", "")
+            keys = [f"{name}/here/{other}" for other in range(1, world_size)]
+            if store.check(keys):
+                store.set(f"{name}/go", b" ".join(store.get(key) for key in keys))
                 break
         elif store.check([_NAME]):
             name = store.get(_NAME).decode()
-            if name != answered:
-                store.set(f"{name}/here/{rank}", "")
-                answered = name
-            if store.check([f"{name}/go"]):
+            if name != said_under:
+                store.set(f"{name}/here/{rank}", me)
+                said_under = name
+            if store.check([f"{name}/go"]) and me in store.get(f"{name}/go").decode().split():
                 break
         if time.monotonic() > until:
             raise RuntimeError(f"not every rank was there within {timeout.total_seconds():g} s.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def go_wrong(trainer):
 
 
 def gradients(trainer):
-    if "GRADIENTS" not in os.environ or RESTART:
+    if "GRADIENTS" not in os.environ or trainer.start_epoch:
         return
     model, dataset = trainer.model, trainer.test_loader.dataset
     weights = {{name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}}
@@ -103,34 +104,42 @@ class Ended:
 def launch(
     folder: Path,
     commands: Sequence[Sequence[str]],
-    timeout: float = 180,
+    *,
     profiles: Sequence[str] = ("max-1550",),
+    within: Sequence[Sequence[str]] = ((),),
+    wait: bool = True,
     **variables: str,
 ) -> Ended:
-    """Run launchers side by side, each in a folder of its own."""
+    """Run launchers side by side, each in a folder of its own; wait for them, or for the run's processes alone."""
     started = time.monotonic()
-    processes = []
+    processes, files = [], []
     for number, command in enumerate(commands):
         here = folder / f"node{number}"
         here.mkdir(exist_ok=True)
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", *command, f"project={here / 'runs'}"],
+        files.append(here / "output.txt")
+        with files[-1].open("w") as file:
+            prefix = within[number % len(within)]
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", *command, f"project={here / 'runs'}"],
                 env={**os.environ, "XPU_SIMULATOR": profiles[number % len(profiles)], **variables},
                 cwd=here,
-                stdout=subprocess.PIPE,
+                stdout=file,
                 stderr=subprocess.STDOUT,
-                text=True,
             )
-        )
+        processes.append(process)
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        if not wait:
+            until = time.monotonic() + 180
+            while len(list(folder.glob("pid*"))) < len(commands) or _pids(folder):
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        statuses = [process.wait(timeout=180) if wait else process.poll() or 0 for process in processes]
     finally:
         for process in processes:
             children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             for one in [process, *children]:
                 one.kill()
-    return Ended([process.returncode for process in processes], outputs, time.monotonic() - started)
+    return Ended(statuses, [file.read_text(errors="replace") for file in files], time.monotonic() - started)
 
 
 def free_port() -> int:
@@ -169,8 +178,12 @@ def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 
 def left_behind(folder: Path) -> list[str]:
     """Return the processes of a run that are there, and its temporary files."""
-    pids = [int(path.read_text()) for path in folder.glob("pid*")]
-    return [*(str(pid) for pid in pids if psutil.pid_exists(pid)), *map(str, folder.rglob("*.part"))]
+    return [*map(str, _pids(folder)), *map(str, folder.rglob("*.part"))]
+
+
+def _pids(folder: Path) -> list[int]:
+    found = [int(path.read_text()) for path in folder.glob("pid*")]
+    return [pid for pid in found if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 PLAIN = """
@@ -234,7 +247,7 @@ def test_a_node_whose_rank_is_killed_goes_on_with_the_other_one_whose_disk_it_do
     ended = launch(tmp_path, nodes, profiles=("arc-b580", "arc-a770"), GRADIENTS="1")
     assert ended.statuses == [0, 0], ended.outputs
     seen = notes(tmp_path, 2, epoch=1)
-    assert [one["epochs"] for one in seen] == [[1, 2], [1, 2]]
+    assert [one["epochs"] for one in seen] == [[1, 1], [1, 1]]
     assert not differing(seen[0]["weights"], seen[1]["weights"])
     folders = {Path(one["save_dir"]) for one in seen}
     assert folders == {tmp_path / f"node{number}" / "runs" / "train" for number in range(2)}
@@ -290,3 +303,58 @@ def test_a_rank_that_hangs_is_named_and_an_error_of_one_ends_all_with_its_messag
     assert torch.load(last / "weights" / "last.pt", weights_only=False)["epoch"] == 0
     assert not left_behind(tmp_path)
     assert ended.seconds < 110
+
+
+@pytest.fixture
+def namespaces() -> Iterator[list[str]]:
+    """Two network namespaces with a link between them, whose addresses end in .1 and .2."""
+    names = [f"xpu{os.getpid() % 10000}{side}" for side in "ab"]
+
+    def ip(*arguments: str) -> None:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"network namespaces can't be made here: {done.stderr.strip()}")
+
+    if shutil.which("ip") is None:
+        pytest.skip("network namespaces can't be made here: there is no `ip`")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "wire", "netns", names[0], "type", "veth", "peer", "name", "wire", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"10.99.0.{number}/24", "dev", "wire")
+            ip("-n", name, "link", "set", "wire", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def test_a_network_cut_between_nodes_ends_both_within_a_minute(
+    data: TrainingData, tmp_path: Path, namespaces: list[str]
+) -> None:
+    cut = f"ip netns exec {namespaces[0]} ip link set wire down"
+    wrong = f"""if RANK == 0 and trainer.epoch == 1:
+        (HERE / "cut").write_text(str(time.time()))
+        os.system("{cut}")"""
+    arguments = training(tmp_path, data("detect"), wrong, batch=8, **PLAIN_ARITHMETIC)
+    where = ["--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29500", f"--rdzv-id={os.getpid()}", "--nnodes=2"]
+    where += ["--monitor-interval=0.2"]
+    nodes = [  # torchrun looks for the endpoint among the addresses of the machine's name
+        ["torch.distributed.run", *where, f"--rdzv-conf=is_host={first}", f"--local-addr=10.99.0.{number}", *arguments]
+        for number, first in ((1, "true"), (2, "false"))
+    ]
+    ended = launch(
+        tmp_path,
+        nodes,
+        within=[["ip", "netns", "exec", name] for name in namespaces],
+        wait=False,  # torchrun itself waits for the store on the other side
+        GLOO_SOCKET_IFNAME="wire",
+    )
+    for output in ended.outputs:
+        assert "gave no sign of life for 30 s" in output or "no rank can be reached any more" in output, output
+    assert time.time() - float((tmp_path / "cut").read_text()) < 60
+    (last,) = tmp_path.rglob("last.pt")
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    assert not left_behind(tmp_path)
