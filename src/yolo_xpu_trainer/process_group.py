@@ -31,6 +31,7 @@ _NAME = "yolo-xpu/group"
 _FIRST = 180.0  # seconds that a first all-reduce may take, in which kernels are built and connections made
 _MASKS = ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")
 _UNTIL_CLOSED = 10.0
+_LONGER = 30.0  # seconds that an operation waits longer than the watchdog, which knows who is behind
 _CUT = ("connection closed by peer", "connection reset", "broken pipe", "socket timeout", "timed out", "timeout")
 
 
@@ -93,7 +94,7 @@ class Group:
         self._handler = _raise_at_sigterm()
         if self._own:
             try:
-                _init(launch, timedelta(seconds=timeout))
+                _init(launch, timedelta(seconds=timeout + _LONGER))
             except RuntimeError as error:
                 raise CollectivesError(
                     f"Rank {launch.rank} of {launch.world_size} can't come together with the others by "
