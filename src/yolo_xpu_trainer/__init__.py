@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .diagnosis import DoctorCheck as DoctorCheck
     from .diagnosis import Machine as Machine
     from .diagnosis import Verdict as Verdict
+    from .errors import CollectivesError as CollectivesError
     from .errors import DeviceError as DeviceError
     from .errors import DuplicateDeviceError as DuplicateDeviceError
     from .errors import NoSuchXPUError as NoSuchXPUError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .errors import NoXPUError as NoXPUError
     from .errors import OptionError as OptionError
     from .errors import OptionValueError as OptionValueError
+    from .errors import RankError as RankError
     from .errors import RunFolderInUseError as RunFolderInUseError
     from .errors import RunUnderWayError as RunUnderWayError
     from .errors import UnknownDeviceError as UnknownDeviceError
@@ -81,6 +83,7 @@ _PUBLIC = {
     "devices": ("DeviceInfo",),
     "diagnosis": ("Diagnosis", "DoctorCheck", "Machine", "Verdict"),
     "errors": (
+        "CollectivesError",
         "DeviceError",
         "DuplicateDeviceError",
         "NoSuchXPUError",
@@ -89,6 +92,7 @@ _PUBLIC = {
         "NotSavedError",
         "OptionError",
         "OptionValueError",
+        "RankError",
         "RunFolderInUseError",
         "RunUnderWayError",
         "UnknownDeviceError",

@@ -26,6 +26,7 @@ _MEMORY = re.compile(
     r"out of (device |host )?memory|OUT_OF_(DEVICE_|HOST_)?MEMORY|OUT_OF_RESOURCES|\bUR error:? ?\(?(39|40)\b",
     re.IGNORECASE,
 )
+_COLLECTIVE = re.compile(r"gloo/|Connection closed by peer|ProcessGroup|oneCCL|\bxccl\b", re.IGNORECASE)
 _DRIVER = re.compile(r"UR_RESULT|PI_ERROR|\bUR error\b|Native API failed|level_zero backend failed", re.IGNORECASE)
 
 
@@ -76,10 +77,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_of_device(error: BaseException) -> bool:
-    """Whether an error is one of a device, its driver or its memory, so that no code is to blame for it."""
+    """Whether an error is one of a device, its memory, or another rank, so that no code is to blame for it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_lost(error) or is_out_of_memory(error):
         return True
-    return isinstance(error, RuntimeError) and bool(_DRIVER.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_DRIVER.search(str(error)) or _COLLECTIVE.search(str(error)))
 
 
 def responds(device: torch.device) -> bool:

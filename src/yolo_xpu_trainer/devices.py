@@ -23,7 +23,7 @@ from .remedies import CLIENT_DRIVERS as CLIENT_DRIVERS
 from .remedies import XPU_WHEELS as XPU_WHEELS
 from .versions import torch_release
 
-__all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "resolve", "why_none"]
+__all__ = ["Available", "DeviceInfo", "available", "empty_cache", "info", "of_rank", "resolve", "why_none"]
 
 _WSL_DEVICE = "/dev/dxg"  # instead of /dev/dri/renderD*
 _SELECTOR = "ONEAPI_DEVICE_SELECTOR"
@@ -348,24 +348,59 @@ def resolve(requested: object, *, prefer_xpu: bool) -> tuple[int, ...] | None:
     raise _unknown(requested)
 
 
-def check_collectives(indices: Sequence[int]) -> None:
+def of_rank(requested: object, local_rank: int, *, prefer_xpu: bool) -> int | None:
+    """Decide which XPU one of several processes trains on that a launcher started on this machine.
+
+    Args:
+        requested: As for `resolve`: "xpu" means an XPU for each process, a list names them in the order of the ranks.
+        local_rank: The process's rank on this machine.
+        prefer_xpu: As for `resolve`.
+
+    Returns:
+        The index of the XPU, or None where the request isn't ours.
+
+    Raises:
+        DeviceError: As for `resolve`.
+        NoSuchXPUError: There are fewer XPUs than processes.
+    """
+    indices = resolve(requested, prefer_xpu=prefer_xpu)
+    if indices is None:
+        return None
+    if _canonical(requested) in {"", "none", "xpu"}:
+        indices = tuple(range(count()))
+        if len(indices) == 1 and any(os.environ.get(name) for name in _MASKS):
+            return 0  # the launcher, or its script, shows each process one of its own
+    if local_rank >= len(indices):
+        names = ",".join(map(str, indices))
+        raise NoSuchXPUError(
+            f"This is process {local_rank + 1} on this machine, but device={requested!r} means xpu:{names} here, one "
+            f"for a process. Start as many processes as XPUs; this one sees {describe()}.",
+            requested=requested,
+            seen=describe(),
+        )
+    return indices[local_rank]
+
+
+def check_collectives(indices: Sequence[int], world_size: int = 1) -> None:
     """See that PyTorch can train on several XPUs, before a process is started for each.
 
     Args:
         indices: The XPUs of a run.
+        world_size: How many processes it has by now.
 
     Raises:
         NoXCCLError: There are several, and this PyTorch was built without XCCL, as it was before 2.8 (pytorch#154963),
             and is on Windows.
     """
     has_xccl = getattr(torch.distributed, "is_xccl_available", None)  # new in 2.6
-    if len(indices) < 2 or (has_xccl is not None and has_xccl()):
+    if max(len(indices), world_size) < 2 or (has_xccl is not None and has_xccl()):
         return
     asked = "xpu:" + ",".join(map(str, indices))
+    together = f" in {world_size} processes" if world_size > 1 else ""
     raise NoXCCLError(
-        f"Asked for {asked}, but this PyTorch ({torch.__version__}) was built without XCCL, by which XPUs train "
-        f"together. XPU builds have it since 2.8, on Linux. Use one device, device='xpu:{indices[0]}', or install "
-        f"a newer PyTorch there: `{XPU_WHEELS} --upgrade`.",
+        f"Asked for {asked}{together}, but this PyTorch ({torch.__version__}) was built without XCCL, by which XPUs "
+        f"train together. XPU builds have it since 2.8, on Linux. Use one device, device='xpu:{indices[0]}', or "
+        f"install a newer PyTorch there: `{XPU_WHEELS} --upgrade`.",
         requested=asked,
         seen=describe(),
     )

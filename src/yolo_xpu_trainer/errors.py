@@ -13,6 +13,8 @@
     ├── DeviceLostError, NotEnoughMemoryError   see `device_errors.py`
     ├── NotSavedError (also an OSError)   a checkpoint or results.csv can't be written
     ├── WrongResultsError       the XPU computes something wrongly that every training needs
+    ├── CollectivesError (also a RuntimeError)   the processes of a run on several XPUs can't compute together
+    ├── RankError (also a RuntimeError)          another process of a run on several XPUs failed, or is gone
     ├── RunFolderInUseError     another process trains in the folder that a run would write into
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "CollectivesError",
     "DeviceError",
     "DuplicateDeviceError",
     "NoSuchXPUError",
@@ -40,6 +43,7 @@ __all__ = [
     "OptionError",
     "OptionValueError",
     "Problem",
+    "RankError",
     "RunFolderInUseError",
     "RunUnderWayError",
     "UnknownDeviceError",
@@ -150,6 +154,34 @@ class WrongResultsError(XPUTrainerError, ArithmeticError):
         super().__init__(message)
         self.device = device
         self.findings = tuple(findings)
+
+
+class CollectivesError(XPUTrainerError, RuntimeError):
+    """The processes of a run on several XPUs can't compute together.
+
+    Attributes:
+        rank: That of the process that says so.
+    """
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: another try may go on
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class RankError(XPUTrainerError, RuntimeError):
+    """Another process of a run on several XPUs failed, or is gone, so that this one can't go on.
+
+    Attributes:
+        seen: What is known of it.
+    """
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h
+
+    def __init__(self, message: str, *, seen: str) -> None:
+        super().__init__(message)
+        self.seen = seen
 
 
 class RunFolderInUseError(XPUTrainerError, RuntimeError):

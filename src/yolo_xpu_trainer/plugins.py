@@ -16,6 +16,7 @@ import pluggy
 
 from . import hookspecs
 from .options import RESERVED_NAMES, Option, nearest, unknown_variables
+from .ranks import launched
 from .recovery import STRICT, Recovery
 
 __all__ = ["PLUGINS", "Hooks", "built_in", "check_environment", "declared_options", "hooks", "is_blocked", "manager"]
@@ -83,7 +84,7 @@ def check_environment() -> None:
         OptionValueError: An option that acts in every mode has an invalid value.
     """
     declared = declared_options()
-    if "LOCAL_RANK" not in os.environ:
+    if "LOCAL_RANK" not in os.environ or ((launch := launched()) is not None and launch.rank == 0):
         for variable, near in unknown_variables(declared).items():
             if variable not in _reported:
                 _reported.add(variable)

@@ -78,13 +78,16 @@ class Run:
 
     Attributes:
         device: The XPU that this process trains on.
-        indices: Every XPU of the run; more than one means DDP, one process each.
+        indices: Every XPU of the run, one process each; this process's own where a launcher started it.
         precision: How it computes.
         options: The `xpu_*` options.
         resumed: What the checkpoint that it resumes remembers; empty for a new run.
         stash: What policies note of it.
         recovery: Which policies failed in it and are off.
         hooks: The hooks as this run asks them, a `yolo_xpu_trainer.plugins.Hooks`.
+        group: The processes of a run that a launcher started, a `yolo_xpu_trainer.process_group.Group`; None elsewhere.
+        watchdog: What the other processes of a run on several XPUs are told of this one, a
+            `yolo_xpu_trainer.watchdog.Watchdog`.
         found: What told the `last.pt` apart that was there before the run; None where there was none.
         arguments: Names of Ultralytics' arguments that the call gave, rather than left to their defaults.
     """
@@ -97,6 +100,8 @@ class Run:
     stash: Stash = field(default_factory=Stash)
     recovery: Recovery = field(default_factory=Recovery)
     hooks: Any = None
+    group: Any = None
+    watchdog: Any = None
     found: tuple[int, ...] | None = None
     arguments: frozenset[str] = frozenset()
 
@@ -106,9 +111,14 @@ class Run:
         return "xpu:" + ",".join(map(str, self.indices))
 
     @property
+    def world_size(self) -> int:
+        """How many processes train together, one for each XPU."""
+        return len(self.indices) if self.group is None else int(self.group.launch.world_size)
+
+    @property
     def is_worker(self) -> bool:
-        """Whether this process is one of a DDP run's workers, whose parent has told the user and decided already."""
-        return "LOCAL_RANK" in os.environ
+        """Whether this process is one of a DDP run's workers, whose parent, or rank 0, tells the user and decides."""
+        return "LOCAL_RANK" in os.environ if self.group is None else self.group.launch.rank > 0
 
     def autocast(self, enabled: bool = True, *, cache_enabled: bool = True) -> torch.amp.autocast_mode.autocast:
         """Return the autocast context of this run's precision; one that switches autocast off where not enabled.
@@ -149,7 +159,9 @@ class Run:
 
     def __str__(self) -> str:
         memory = f"{self.device.total_memory / 2**30:.1f} GiB" + (" shared with the host" * self.device.integrated)
-        others = f" and {len(self.indices) - 1} more" if len(self.indices) > 1 else ""
+        others = f" and {self.world_size - 1} more" if self.world_size > 1 else ""
+        if self.group is not None and self.group.machines > 1:
+            others += f" on {self.group.machines} machines"
         return f"{self.device}{others} ({memory}), {self.precision.name} because {self.precision.reason}"
 
 

@@ -20,18 +20,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 
-from . import devices
-from .errors import DeviceError, OptionValueError, RunUnderWayError, XPUTrainerError
+from . import devices, elastic
+from .errors import DeviceError, OptionValueError, RankError, RunUnderWayError, XPUTrainerError
 from .options import Options
 from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
+from .process_group import Group, Peer, first_all_reduce, watch
+from .ranks import CHILD_VARIABLE, RANK_TIMEOUT, launched
 from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings, state_of
 from .seams import seams
 from .upstream import legacy
-from .upstream.child_processes import CHILD_VARIABLE, environment_patch, hand_up
+from .upstream.child_processes import environment_patch, hand_up
 from .versions import knows_accelerators, knows_named_precisions
 
 if TYPE_CHECKING:
@@ -92,6 +95,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
 
     takes_xpu_options = True
     xpu: Run | None = None
+    _group: Group | None = None
+    _interrupted: Path | None = None
     automatic = False
     given: Mapping[str, Any] = MappingProxyType({})
 
@@ -114,26 +119,73 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         self._amp = str(overrides.pop("amp")).lower() if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
         with Options.scope(self._given):
-            super().__init__(cfg, overrides, _callbacks)
+            self._group = self._come_together(cfg, overrides)
+            with self._together():
+                super().__init__(cfg, overrides, _callbacks)
         if self.xpu is not None:
             legacy.name_every_device(self)
+            if self._group is not None:
+                self.world_size, self.ddp = self.xpu.world_size, False
             # Before 8.4.190 they are the model's own, and what policies add would be called in its next run as well.
             own: Any = copy.copy(self.callbacks)  # type: ignore[has-type]
             own.update({event: list(functions) for event, functions in own.items()})
             self.callbacks = own
 
+    # The other processes, where a launcher started this one
+
+    def _come_together(self, cfg: Any, overrides: Mapping[str, Any]) -> Group | None:
+        """Open the process group where a launcher started this process to train on an XPU.
+
+        Before Ultralytics' own `__init__`, in which one process of each machine checks the data set for the others.
+        """
+        launch = launched()
+        if launch is None:
+            return None
+        asked = overrides["device"] if "device" in overrides else get_cfg(cfg).device
+        index = devices.of_rank(asked, launch.local_rank, prefer_xpu=not self.automatic)
+        if index is None:
+            return None
+        devices.check_collectives((index,), launch.world_size)
+        return Group(launch, devices.info(index), RANK_TIMEOUT.current())
+
+    @contextmanager
+    def _together(self, *, to_the_end: bool = False) -> Iterator[None]:
+        """Tell the other processes of an error, say of theirs where that came first, and leave them."""
+        group = self._group
+        if group is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            first = group.failed_first(error)
+            group.close(first or error)
+            if first is not None:
+                raise first from error
+            raise
+        if to_the_end:
+            group.close()
+
     # Decisions: upstream calls this between reading the arguments and choosing the device.
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Read the checkpoint to resume, if any, then decide about device and precision."""
+        folder = None
+        if self._group is not None and not self.args.resume:
+            self._interrupted = elastic.settle_folder(self.args, self._group)
+            folder = self.args.save_dir
+            if self._interrupted is not None:
+                self.args.resume = str(self._interrupted)
         super().check_resume(overrides)
+        if folder is not None:
+            self.args.save_dir = folder
         saved = self._saved_settings()
         indices = self._choose(saved)
         if indices is None:
             if self._amp is not None:
                 self.args.amp = self._amp if knows_named_precisions() else self._amp != "fp32"
             return
-        if not self._has_own_process_group():
+        if self._group is None and not self._has_own_process_group():
             devices.check_collectives(indices)
         options = Options.resolve(declared_options(), self._given, saved.get("options", {}))
         recovery = Recovery(lambda: options[STRICT])
@@ -148,6 +200,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             recovery=recovery,
             hooks=asking,
             arguments=self._arguments,
+            group=self._group,
+            watchdog=self._group.watchdog if self._group else None,
         )
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
@@ -165,6 +219,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
 
     def _choose(self, saved: dict[str, Any]) -> tuple[int, ...] | None:
         """Return the XPUs of the run, or None to leave the choice to Ultralytics."""
+        if self._group is not None:
+            return (self._group.device.index,)
         if self.args.device in (None, "") and "device" in saved:
             try:
                 return devices.resolve(saved["device"], prefer_xpu=True)
@@ -194,6 +250,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             raise TypeError(
                 f"xpu_precision returned {choices!r}, but must return a Precision. Plugins asked, in order: {asked}."
             )
+        if self._group is not None:
+            choices = self._group.gather(choices[0])
         least: Precision = min(choices, key=lambda precision: ("fp32", "fp16", "bf16").index(precision.name))
         return replace(least, reason=source) if source else least
 
@@ -236,6 +294,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         self.xpu.found = state_of(Path(self.last))
         try:
             with (
+                self._together(to_the_end=True),
                 Options.scope(self.xpu.options.as_dict()),
                 applied(self._patches(), self.xpu),
                 self._around("xpu_around_run"),
@@ -245,6 +304,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             hand_up(error)
             raise
         finally:
+            if self.xpu.watchdog is not None:
+                self.xpu.watchdog.stop()
             _one_run.release()
 
     def _patches(self) -> list[Patch]:
@@ -256,15 +317,44 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             "DDP workers, which never run the user's script, would not know the run's precision and options",
         )
         wanted = [one for patches in self.xpu.hooks.xpu_patches(trainer=self) for one in patches]
-        return [children, *legacy.RUN_PATCHES * (len(self.xpu.indices) > 1), *seams(self), *wanted]
+        return [children, *legacy.RUN_PATCHES * (self.xpu.world_size > 1), *seams(self), *wanted]
+
+    def _do_train(self, *args: Any) -> Any:
+        if self._group is not None and args:  # before 8.3.200 or so Ultralytics hands in how many devices it counts
+            args = (self._group.launch.world_size, *args[1:])
+        return super()._do_train(*args)
+
+    def setup_model(self) -> Any:
+        """Make the model; that of the checkpoint where the run was started again."""
+        if self._interrupted is not None:
+            self.model = str(self._interrupted)
+        return super().setup_model()
 
     def _setup_ddp(self, *args: Any) -> None:
+        if self._group is not None:  # which is open, and whose device is set
+            return
         if self.xpu is None or knows_accelerators():
             super()._setup_ddp(*args)
         else:
             legacy.setup_ddp(self)
         if self.xpu is not None:
             self.xpu.move_to(self.device.index)
+            if not self._has_own_process_group():
+                self._watch_the_others(self.xpu)
+
+    def _watch_the_others(self, run: Run) -> None:
+        """Try whether the ranks that Ultralytics started can compute together, then see that none of them hangs."""
+        timeout = run.options[RANK_TIMEOUT]
+        first_all_reduce(self.device, timeout, hand_up)
+        rank = torch.distributed.get_rank()
+        peers = [Peer(i, i, "", "this machine", str(devices.info(index))) for i, index in enumerate(run.indices)]
+        run.watchdog = watch(
+            peers,
+            "own",
+            rank,
+            timeout,
+            lambda text: hand_up(RankError(f"The run is ended, because {text}.", seen=text)),
+        )
 
     def _setup_train(self, *args: Any) -> None:
         if self.xpu is not None and RANK in {-1, 0}:

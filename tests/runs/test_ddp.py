@@ -309,6 +309,51 @@ def test_an_error_on_one_rank_ends_all_of_them_with_that_ranks_message(
     assert _workers() == before
 
 
+HANGING = """
+import sys
+import time
+
+from ultralytics import YOLO
+
+
+def hang(trainer):  # rank 0's, before there is a process group
+    import torch
+
+    torch.distributed.all_reduce = lambda *args, **kwargs: time.sleep(300)
+
+
+if __name__ == "__main__":
+    model = YOLO("yolo11n.yaml")
+    model.add_callback("on_pretrain_routine_start", hang)
+    try:
+        model.train(
+            trainer="xpu", device="xpu:0,1", data=sys.argv[1], epochs=1, imgsz=32, batch=4, workers=0, plots=False,
+            project=sys.argv[2], name="run", xpu_rank_timeout=4, xpu_self_check=False,
+        )
+    except Exception as error:
+        print("ENDED", type(error).__name__, error)
+"""
+
+
+def test_a_first_all_reduce_that_hangs_ends_the_run_with_the_known_remedy(data: TrainingData, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(HANGING)
+    before = _workers()
+    done = subprocess.run(
+        [sys.executable, str(script), data("detect"), str(tmp_path)],
+        env={**os.environ, "XPU_SIMULATOR": "max-1550"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
+    assert line.startswith("ENDED CollectivesError The first all-reduce of 2 ranks didn't end within 4 s.")
+    assert "oneCCL#215" in line
+    assert "CCL_ALLREDUCE=ring" in line
+    assert _workers() == before
+
+
 def _workers() -> int:
     """Return how many processes are workers of such a run."""
     import psutil

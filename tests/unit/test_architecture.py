@@ -18,9 +18,9 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "transfer", "versions", "patches", "host_kernels", "own_code", "remedies", "diagnosis"}
-    | {"known_tensors", "telemetry"},
-    {"options", "devices", "device_errors"},
+    {"errors", "files", "launchers", "transfer", "versions", "patches", "host_kernels", "own_code", "watchdog"}
+    | {"diagnosis", "known_tensors", "remedies", "telemetry"},
+    {"options", "devices", "device_errors", "ranks", "process_group", "elastic"},
     {"recovery"},
     {"run"},
     {"numerics", "batches", "stopwatch"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"trainers"},
     {"policies"},
     {"activation"},
-    {"commands"},
+    {"commands", "train"},
     {"__init__", "__main__"},
 )
 

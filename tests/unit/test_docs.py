@@ -149,7 +149,7 @@ def test_the_table_of_options_is_what_policies_declare() -> None:
 
 def typed(path: Path) -> list[str]:
     """Return the commands that a page tells its reader to type: after `$`, and in its sentences."""
-    lines = [line for block in blocks(path, "console") for line in block.splitlines()]
+    lines = [line for block in blocks(path, "console") for line in re.sub(r" \\\n +", " ", block).splitlines()]
     in_text = re.findall(r"`((?:yolo-xpu|yolo|python|pip|tox|pytest)(?: [^`]*)?)`", prose(path))
     return [line[2:] for line in lines if line.startswith("$ ")] + [" ".join(text.split()) for text in in_text]
 
@@ -170,7 +170,7 @@ def check_yolo(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import ultralytics
     from ultralytics.cfg import entrypoint
 
-    if words == ["checks"]:
+    if words in (["checks"], ["settings"]):
         return
     calls: list[dict[str, Any]] = []
 
@@ -246,6 +246,12 @@ def test_every_command_is_one(path: Path, command: str, monkeypatch: pytest.Monk
         check_yolo(words, monkeypatch)
     elif program in ("python", "python3"):
         check_python(words)
+    elif program == "torchrun":
+        from torch.distributed.run import parse_args
+
+        given = parse_args(words)
+        assert (given.module, given.training_script) == (True, "yolo_xpu_trainer.train")
+        check_yolo(["train", *given.training_script_args], monkeypatch)
     elif program == "pip":
         check_pip(words)
     elif program == "tox":

@@ -29,7 +29,7 @@ def xpu_prepare_model(trainer: Any) -> None:
     model want all of a module's buffers on one device.
     """
     run: Run = trainer.xpu
-    if not run.options[HOST_COUNTERS] or len(run.indices) > 1 or getattr(trainer.args, "compile", False):
+    if not run.options[HOST_COUNTERS] or run.world_size > 1 or getattr(trainer.args, "compile", False):
         return
     counting = {
         module: module.num_batches_tracked

@@ -47,11 +47,7 @@ def xpu_options() -> list[Option[bool]]:
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Round a model's weights as the training loop enters autocast, for as long as it is in it."""
     run: Run = trainer.xpu
-    if (
-        not run.options[CAST_WEIGHTS]
-        or len(run.indices) > 1
-        or getattr(getattr(trainer, "args", None), "compile", False)
-    ):
+    if not run.options[CAST_WEIGHTS] or run.world_size > 1 or getattr(getattr(trainer, "args", None), "compile", False):
         return []
 
     @patch(

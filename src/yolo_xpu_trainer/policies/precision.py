@@ -16,8 +16,8 @@ from ..hookspecs import hookimpl
 from ..numerics import SELF_CHECK, Check, Finding, compared, examine
 from ..numerics.cases import attention, batch_norm, convolution, of_features, products
 from ..patches import Patch, applied, is_upstream, patch
+from ..ranks import CHILD_VARIABLE
 from ..run import Precision, Run
-from ..upstream.child_processes import CHILD_VARIABLE
 from ..versions import halves_the_averaged_model
 
 __all__: list[str] = []

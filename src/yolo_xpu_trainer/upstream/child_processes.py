@@ -14,10 +14,9 @@ from typing import Any
 from .. import device_errors, errors
 from ..errors import XPUTrainerError
 from ..patches import Patch, like
+from ..ranks import CHILD_VARIABLE
 
-__all__ = ["CHILD_VARIABLE", "environment_patch", "hand_up"]
-
-CHILD_VARIABLE = "YOLO_XPU_CHILD"  # says that the other variables were handed down, and say more than `amp=True`
+__all__ = ["environment_patch", "hand_up"]
 
 _ERRORS_VARIABLE = "YOLO_XPU_ERRORS"  # the directory into which a child process writes the error that ends it
 

@@ -90,7 +90,7 @@ def torch_with_cuda_devices_as_xpu(run: Any, original: Any) -> Any:
     """Return a stand-in for the module `torch`, for one module whose every `torch.device("cuda", …)` means an XPU."""
 
     def device(kind: str, *index: int) -> torch.device:
-        return torch.device("xpu" if kind == "cuda" else kind, *index)
+        return torch.device("xpu", torch.xpu.current_device()) if kind == "cuda" else torch.device(kind, *index)
 
     return like(original, device=device, cuda=torch.xpu)
 
@@ -104,7 +104,7 @@ def name_every_device(trainer: Any) -> None:
     run: Run = trainer.xpu
     trainer.args.device = run.device_string
     if hasattr(trainer, "world_size") and not knows_accelerators():  # since 8.3.200 it is computed there and then
-        trainer.world_size = len(run.indices)
+        trainer.world_size = run.world_size
         trainer.ddp = trainer.world_size > 1 and "LOCAL_RANK" not in os.environ
 
 
@@ -135,5 +135,18 @@ def setup_ddp(trainer: Any) -> None:
     torch.distributed.init_process_group("xccl", timeout=timedelta(hours=3), rank=rank, world_size=len(run.indices))
 
 
+@patch(
+    "torch.nn.parallel:DistributedDataParallel.__init__",
+    why="a rank's number would be taken for its device's, which it isn't on a second machine",
+    needed=needs_accelerators,
+    everywhere=False,
+)
+def ddp_init(original: Callable[..., Any], self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+    """Share a model on the device that it is on."""
+    if isinstance(kwargs.get("device_ids"), list):
+        kwargs["device_ids"] = [torch.xpu.current_device()]
+    original(self, module, *args, **kwargs)
+
+
 PATCHES = [autocast, check_amp, profile_time]
-RUN_PATCHES = [torch_with_cuda_devices_as_xpu]
+RUN_PATCHES = [torch_with_cuda_devices_as_xpu, ddp_init]

@@ -161,7 +161,7 @@ def _look(trainer: Any) -> None:
     layout.tried = own
     if not own:
         train_in(torch.channels_last, trainer)
-    elif getattr(trainer.args, "compile", False) or len(trainer.xpu.indices) > 1:
+    elif getattr(trainer.args, "compile", False) or trainer.xpu.world_size > 1:
         how = "in a compiled model" if getattr(trainer.args, "compile", False) else "on several devices"
         train_in_nchw(trainer, f"the model has code of its own ({named(new)}), which can't be tried {how}.")
     else:

@@ -87,7 +87,7 @@ def _validating(trainer: Any) -> Patch:
                     return original(self, *args, **kwargs)
             except torch.OutOfMemoryError as error:
                 batch = int(getattr(self.dataloader, "batch_size", 0) or 0)
-                if self is not trainer.validator or batch < 2 or len(run.indices) > 1:
+                if self is not trainer.validator or batch < 2 or run.world_size > 1:
                     raise
                 seen = first_line(error)
             _LOGGER.warning(

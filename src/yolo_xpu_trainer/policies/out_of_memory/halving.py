@@ -44,7 +44,7 @@ def do_train(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kw
             try:
                 return original(self, *args, **kwargs)
             except torch.OutOfMemoryError as error:
-                if not run.stash.get(IN_TRAINING, False) or len(run.indices) > 1 or self.batch_size < 2:
+                if not run.stash.get(IN_TRAINING, False) or run.world_size > 1 or self.batch_size < 2:
                     raise
                 if not again.may_be_tried(self.epoch):
                     raise

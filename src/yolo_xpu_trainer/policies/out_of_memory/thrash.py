@@ -63,7 +63,7 @@ def _retries(index: int) -> int:
 
 def _can_be_halved(trainer: Any) -> bool:
     """Whether a forward that runs out of memory halves the batch, rather than ends the run."""
-    if trainer.batch_size < 2 or os.environ.get("RANK", "-1") != "-1" or len(trainer.xpu.indices) > 1:
+    if trainer.batch_size < 2 or os.environ.get("RANK", "-1") != "-1" or trainer.xpu.world_size > 1:
         return False
     again = trainer.xpu.stash.get(AGAIN, None)
     if again is not None and not again.may_be_tried(trainer.epoch):

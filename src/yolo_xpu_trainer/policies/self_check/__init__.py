@@ -18,8 +18,8 @@ from ...errors import WrongResultsError
 from ...hookspecs import hookimpl
 from ...numerics import SELF_CHECK, Check, Finding, examine
 from ...options import Option
+from ...ranks import CHILD_VARIABLE
 from ...run import Run
-from ...upstream.child_processes import CHILD_VARIABLE
 from .operators import CHECKS
 
 __all__: list[str] = []
