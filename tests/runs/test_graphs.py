@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import xpu_simulator
-from xpu_simulator import faults
 
 from ..conftest import Train
 

@@ -131,7 +131,7 @@ def _release(trainer: Any) -> None:
 @contextmanager
 def _replaying(trainer: Any, context: Any) -> Iterator[None]:
     run: Run = trainer.xpu
-    graphs = run.stash.get(_GRAPHS, None)
+    graphs: _Graphs | None = run.stash.get(_GRAPHS, None)  # type: ignore[misc]
     if graphs is None or graphs.model is not trainer.model:
         graphs = run.stash[_GRAPHS] = _Graphs(trainer)
     with context, graphs.in_place(trainer):

@@ -1,4 +1,4 @@
-"""A model's forward and backward, captured as two graphs over memory of their own, and replayed by an autograd function.
+"""A model's forward and backward: captured as two graphs over memory of their own, replayed by an autograd function.
 
 `torch.xpu.make_graphed_callables` does the same for a module whose parameters are its weights, as long as gradients
 aren't accumulated: it hands out the graph's own memory as `.grad`, which the next replay overwrites. Here weights may
@@ -55,18 +55,11 @@ class Weights:
                 if buffer is not None:
                     self._fix(module._buffers, name, buffer)
         self._is_leaf = [weight.is_leaf for weight in self.distinct]
-        # One place of each weight, where it is found again in every step
-        self._found_at: list[tuple[torch.nn.Module, str]] = [(module, name) for module, name, _ in self._firsts()]
+        firsts = {at: (module, name) for module, name, at in reversed(self._places)}
+        self._found_at = [firsts[at] for at in range(len(self.distinct))]  # again in every step
 
     def _fix(self, holder: Any, name: str, tensor: torch.Tensor) -> None:
         self._fixed.append((holder, name, tensor, tensor.data_ptr(), tensor.requires_grad))
-
-    def _firsts(self) -> Iterator[tuple[torch.nn.Module, str, int]]:
-        seen = -1
-        for module, name, at in self._places:
-            if at > seen:
-                seen = at
-                yield module, name, at
 
     def are_unchanged(self) -> bool:
         """Whether all that a graph reads by address is where it was, and trained where it was."""
@@ -77,7 +70,7 @@ class Weights:
 
     def held(self) -> list[torch.Tensor] | None:
         """Return the trained weights as modules hold them by now; None where they are held in another way."""
-        found = [vars(module).get(name, module._parameters[name]) for module, name in self._found_at]
+        found: list[Any] = [vars(module).get(name, module._parameters[name]) for module, name in self._found_at]
         if not all(weight.is_leaf is leaf for weight, leaf in zip(found, self._is_leaf, strict=True)):
             return None
         return found
@@ -121,13 +114,14 @@ class Captured:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         index = images.device.index
+        torch.xpu.empty_cache()
         before = torch.xpu.memory_reserved(index)
         self.layout = laid_out(images)
         self.weights = weights
         self._counters = counters
         self._waiting: object = None  # the turn of a forward whose backward is to come
         self._images = images.clone()
-        # Leaves of their own: a parameter's AccumulateGrad remembers the stream of its first use, and capture has another
+        # Leaves of their own: a parameter's AccumulateGrad remembers the stream of its first use, not the capture's
         self._leaves = [
             (weight.detach() if weight.is_leaf else weight.detach().clone()).requires_grad_()
             for weight in weights.distinct

@@ -54,15 +54,14 @@ def checked(
                 if not torch.equal(value, before + 1):
                     raise NotGraphedError("its forward changes what is kept on the host")
                 counters.append(value)
-        averages = [value.clone() for value in _buffers(model)]
+        expected += [value.clone() for value in _buffers(model)]
         begin()
         captured = Captured(forward, images, weights, counters, autocast)
         begin()
         held = weights.held()
         assert held is not None
         found = _computed(captured(images, held), held)
-        found += [value.clone() for value in _buffers(model)]
-        distance = _distance(expected + averages, found)
+        distance = _distance(expected, [*found, *_buffers(model)])
     if not distance <= (limit := _LIMIT_OF_16_BITS if is_rounded else _LIMIT):
         raise NotGraphedError(f"a replay differs from the model by {distance:.2g} (relative RMS, limit {limit:g})")
     return captured
@@ -74,7 +73,7 @@ def _buffers(model: torch.nn.Module) -> list[torch.Tensor]:
 
 @contextmanager
 def _as_it_was(model: torch.nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Put back what a forward in training changes, running statistics and random numbers: at the end, and when called."""
+    """Put back what a forward changes, running statistics and random numbers: at the end, and when called."""
     buffers = _buffers(model)
     before = [buffer.clone() for buffer in buffers]
     state = torch.xpu.get_rng_state(device)
@@ -95,21 +94,22 @@ def _computed(outputs: Any, weights: Sequence[torch.Tensor]) -> list[torch.Tenso
     """Return a forward's results, and the gradients of half the sum of their squares."""
     tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
     trained = [tensor for tensor in tensors if tensor.requires_grad]
-    values = [tensor.detach().clone() for tensor in tensors]
-    gradients = torch.autograd.grad(trained, weights, [t.detach().clone() for t in trained], allow_unused=True)
-    return [*values, *(None if gradient is None else gradient.clone() for gradient in gradients)]
+    gradients = torch.autograd.grad(trained, weights, [tensor.detach() for tensor in trained], allow_unused=True)
+    return [*(tensor.detach() for tensor in tensors), *gradients]
 
 
 def _distance(expected: Sequence[torch.Tensor | None], found: Sequence[torch.Tensor | None]) -> float:
-    """Return how far tensors are apart: infinity where one is missing or has another layout."""
-    off = scale = 0.0
+    """Return how far tensors are apart: infinity where one is missing or of another kind."""
     if len(expected) != len(found):
         return float("inf")
+    off: list[torch.Tensor] = []
+    scale: list[torch.Tensor] = []
     for a, b in zip(expected, found, strict=True):
         if a is None and b is None:
             continue
-        if a is None or b is None or a.shape != b.shape or a.dtype is not b.dtype:
+        if a is None or b is None or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
             return float("inf")
-        off = off + (a.float() - b.float()).square().sum().cpu()
-        scale = scale + a.float().square().sum().cpu()
-    return float((off / max(scale, 1e-30)) ** 0.5)
+        if a.device.type != "cpu":  # counters of the host are put back
+            off.append((a.float() - b.float()).square().sum())
+            scale.append(a.float().square().sum())
+    return float((torch.stack(off).sum() / torch.stack(scale).sum().clamp(min=1e-30)).sqrt().cpu())
