@@ -56,9 +56,9 @@ def test_an_input_that_is_not_copied_into_the_captured_one_is_not_seen(xpu):
 
 
 def test_memory_that_was_freed_since_the_capture_is_not_read_unseen(xpu):
-    x = torch.ones(3, device=xpu)
-    graph, _ = captured(lambda: x * 2)
-    del x
+    held = [torch.ones(3, device=xpu)]
+    graph, _ = captured(lambda: held[0] * 2)
+    held.clear()
     with pytest.raises(RuntimeError, match=r"mul.Tensor uses memory that was freed after the capture"):
         graph.replay()
     _another_at_its_place = torch.ones(3, device=xpu)

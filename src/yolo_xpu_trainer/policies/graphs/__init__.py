@@ -32,10 +32,11 @@ _LOGGER = logging.getLogger("ultralytics")
 GRAPHS = Option(
     "graphs",
     False,
-    "the model's forward and backward are captured once as XPU graphs and replayed, which takes about twice the memory; "
-    "needs torch 2.14 and batches of one shape; not with several GPUs, `compile` or `multi_scale`",
+    "the model's forward and backward are captured once as graphs and replayed, which may take twice the memory; needs "
+    "torch 2.14 and batches of one shape; not with several GPUs, `compile` or `multi_scale`",
 )
 _SINCE = (2, 14)
+_LOOKS = 3  # in as many steps a model may have hooks before graphs are given up
 
 
 @hookimpl
@@ -151,7 +152,7 @@ class _Graphs:
 
     def __init__(self, trainer: Any) -> None:
         self.model = trainer.model
-        self.look_again = False
+        self.look_again, self._looks = True, 0
         self._run: Run = trainer.xpu
         self._is_off = False
         self._seen: set[Any] = set()
@@ -194,13 +195,13 @@ class _Graphs:
 
     def _predict(self, original: Callable[..., Any], images: torch.Tensor) -> Any:
         layout = laid_out(images)
+        if self._captured is None and layout not in self._seen:
+            self._seen.add(layout)  # the first one compiles kernels, and shows other policies the model
+            return original(images)
+        if self.look_again and not self._is_replayable():
+            return original(images)
         if self._captured is None:
-            if layout not in self._seen:  # the first one compiles kernels, and shows other policies the model
-                self._seen.add(layout)
-                return original(images)
             self._capture(original, images)
-        elif self.look_again:
-            self._look()
         captured = self._captured
         if captured is None or captured.layout != layout or captured.is_waiting:
             return original(images)
@@ -213,8 +214,6 @@ class _Graphs:
     def _capture(self, original: Callable[..., Any], images: torch.Tensor) -> None:
         run = self._run
         try:
-            if reason := _not_replayed(self.model):
-                raise NotGraphedError(reason)
             self._settings = _settings(self.model)
             self._captured = checked(
                 self.model,
@@ -239,11 +238,19 @@ class _Graphs:
             f"{self._captured.bytes / 2**30:.2f} GiB. Batches of other shapes run without."
         )
 
-    def _look(self) -> None:
-        """See whether anything was changed that a replay doesn't see."""
-        self.look_again = False
-        if (reason := _not_replayed(self.model)) or _settings(self.model) != self._settings:
-            self._switch_off(reason or "a setting of the model was changed")
+    def _is_replayable(self) -> bool:
+        """Whether a replay does what the model would; where it never will, graphs are switched off."""
+        self._looks += 1
+        if own := own_code(self.model):
+            self._switch_off(f"a replay wouldn't call {named(own.values())}")
+        elif self._captured is not None and _settings(self.model) != self._settings:
+            self._switch_off("a setting of the model was changed")
+        elif hooked := _hooked(self.model):  # by Ultralytics, or for a step by another policy
+            if self._looks > _LOOKS:
+                self._switch_off(f"a replay wouldn't call the hooks of {type(hooked).__name__}")
+        else:
+            self.look_again, self._looks = False, 0
+        return not self.look_again
 
     def _switch_off(self, reason: str) -> None:
         if not self._is_off:
@@ -259,13 +266,10 @@ def _without(original: Callable[..., Any], images: torch.Tensor) -> Any:
 _GRAPHS = StashKey[_Graphs]()
 
 
-def _not_replayed(model: torch.nn.Module) -> str:
-    """Return what in a model a replay wouldn't call; "" where there is nothing."""
-    if own := own_code(model):
-        return f"a replay wouldn't call {named(own.values())}"
+def _hooked(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Return a module that has a hook, which a replay wouldn't call."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    hooked = [type(module).__name__ for module in model.modules() if any(getattr(module, kind) for kind in kinds)]
-    return f"a replay wouldn't call the hooks of {hooked[0]}" if hooked else ""
+    return next((module for module in model.modules() if any(getattr(module, kind) for kind in kinds)), None)
 
 
 def _settings(model: torch.nn.Module) -> dict[Any, Any]:

@@ -120,10 +120,10 @@ class Captured:
         self.weights = weights
         self._counters = counters
         self._waiting: object = None  # the turn of a forward whose backward is to come
-        self._images = images.clone()
+        self._images = torch.zeros_like(images)  # not the images: what isn't copied in is found by the check
         # Leaves of their own: a parameter's AccumulateGrad remembers the stream of its first use, not the capture's
         self._leaves = [
-            (weight.detach() if weight.is_leaf else weight.detach().clone()).requires_grad_()
+            (weight.detach() if weight.is_leaf else torch.zeros_like(weight)).requires_grad_()
             for weight in weights.distinct
         ]
         self._copied = [i for i, weight in enumerate(weights.distinct) if not weight.is_leaf]

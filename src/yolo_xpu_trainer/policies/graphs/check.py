@@ -73,10 +73,13 @@ def _buffers(model: torch.nn.Module) -> list[torch.Tensor]:
 
 @contextmanager
 def _as_it_was(model: torch.nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Put back what a forward changes, running statistics and random numbers: at the end, and when called."""
+    """Put back what a forward changes, running statistics and random numbers: at the end, and when called.
+
+    The stream as well: `torch.xpu.graph` leaves its own where a capture fails to begin.
+    """
     buffers = _buffers(model)
     before = [buffer.clone() for buffer in buffers]
-    state = torch.xpu.get_rng_state(device)
+    state, stream = torch.xpu.get_rng_state(device), torch.xpu.current_stream(device)
 
     def begin() -> None:
         with torch.no_grad():
@@ -87,6 +90,7 @@ def _as_it_was(model: torch.nn.Module, device: torch.device) -> Iterator[Callabl
     try:
         yield begin
     finally:
+        torch.xpu.set_stream(stream)
         begin()
 
 
