@@ -14,7 +14,7 @@ pytestmark = pytest.mark.needs("torch.xpu.make_graphed_callables")
 def captured(work, pool=None):
     """Capture some work, and return the graph and what the work returned."""
     graph = torch.xpu.XPUGraph()
-    with torch.xpu.graph(graph, pool=pool):
+    with torch.xpu.stream(torch.xpu.current_stream()), torch.xpu.graph(graph, pool=pool):  # it may fail to begin
         result = work()
     return graph, result
 

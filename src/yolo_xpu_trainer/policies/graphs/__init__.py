@@ -116,7 +116,6 @@ def xpu_after_setup(trainer: Any) -> None:
     """Look at the model at the beginning of each epoch: callbacks may have changed it."""
     if trainer.xpu.options[GRAPHS]:
         trainer.add_callback("on_train_epoch_start", trainer.xpu.recovery.guarded(_look_again))
-        trainer.add_callback("on_train_end", trainer.xpu.recovery.guarded(_release))
 
 
 def _look_again(trainer: Any) -> None:
@@ -124,9 +123,15 @@ def _look_again(trainer: Any) -> None:
         graphs.look_again = True
 
 
-def _release(trainer: Any) -> None:
-    if (graphs := trainer.xpu.stash.get(_GRAPHS, None)) is not None:
-        graphs.release()
+@hookimpl
+@contextmanager
+def xpu_around_run(trainer: Any) -> Iterator[None]:
+    """Let go of the graphs as a run ends."""
+    try:
+        yield
+    finally:
+        if (graphs := trainer.xpu.stash.get(_GRAPHS, None)) is not None:
+            graphs.release()
 
 
 @contextmanager

@@ -15,8 +15,14 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
+from ...devices import empty_cache
+
 __all__ = ["Captured", "Weights", "laid_out"]
 
+_GONE = (
+    "Trying to backward a second time, or after another forward, through a model that is replayed as graphs: what its "
+    "forward kept is overwritten. Set xpu_graphs=False."
+)
 Forward = Callable[[torch.Tensor], Any]
 
 
@@ -114,7 +120,7 @@ class Captured:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         index = images.device.index
-        torch.xpu.empty_cache()
+        empty_cache(index)
         before = torch.xpu.memory_reserved(index)
         self.layout = laid_out(images)
         self.weights = weights
@@ -196,10 +202,7 @@ class Captured:
             RuntimeError: What the forward kept isn't there any more.
         """
         if self._waiting is not turn:
-            raise RuntimeError(
-                "Trying to backward through a graph of xpu_graphs a second time, or after another forward: what it "
-                "kept is overwritten. Set xpu_graphs=False."
-            )
+            raise RuntimeError(_GONE)
         self._waiting = None
         for i, (place, gradient) in enumerate(zip(self._gradients_out, given, strict=True)):
             if place is None:
@@ -234,4 +237,7 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *ctx.captured.replay_backward(ctx.turn, gradients)
+        captured, ctx.captured = ctx.captured, None  # a loss that somebody keeps mustn't keep the graphs
+        if captured is None:
+            raise RuntimeError(_GONE)
+        return None, None, *captured.replay_backward(ctx.turn, gradients)
