@@ -263,11 +263,12 @@ def test_autobatch_counts_what_graphs_keep(train: Train, digits_data: str, monke
     found = []
     with xpu_simulator.use_profile("arc-b580"):
         for with_graphs in (True, False):
+            gc.collect()  # models of runs before are in cycles
             torch.xpu.empty_cache()
             torch.xpu.reset_peak_memory_stats()
             arguments = {**ARGUMENTS, "batch": 0.6, "imgsz": 96, "val": False, "xpu_graphs": with_graphs}
-            trainer = train(**{**arguments, "epochs": 1, "data": digits_data})
-            found.append((trainer.batch_size, torch.xpu.max_memory_reserved()))
+            batch = train(**{**arguments, "epochs": 1, "data": digits_data}).batch_size
+            found.append((batch, torch.xpu.max_memory_reserved()))
     (batch, peak), (larger, _) = found
-    assert batch < larger
+    assert batch < 0.75 * larger
     assert peak < 0.75 * capacity
