@@ -23,6 +23,7 @@ _CODES = {OUT_OF_DEVICE_MEMORY: 39, OUT_OF_RESOURCES: 40}
 _EXHAUSTED = {**_CODES, DEVICE_LOST: 20}
 
 _properties: Callable[[], None] | None = None
+_has_graphs = True
 
 
 def out_of_memory(at_launch: int = 1, text: str | None = None) -> None:
@@ -79,13 +80,25 @@ def no_xccl() -> None:
     collectives.remove()
 
 
+def no_graphs() -> None:
+    """Let the device have no SYCL graphs: a capture raises the text of intel/llvm's graph_impl.cpp as it begins."""
+    global _has_graphs
+    _has_graphs = False
+
+
+def before_capture() -> None:
+    """Raise where there are no graphs."""
+    if not _has_graphs:
+        raise RuntimeError("level_zero backend is not supported by SYCL Graph extension.")
+
+
 def clear() -> None:
     """Withdraw all orders, and bring a lost device back."""
-    global _properties
+    global _properties, _has_graphs
     from . import collectives
 
     native.call("clear_faults")
-    _properties = None
+    _properties, _has_graphs = None, True
     collectives.restore()
 
 
@@ -117,6 +130,7 @@ _LASTING: dict[str, Callable[[], None]] = {
     "properties_crash": lambda: properties("crash"),
     "properties_hang": lambda: properties("hang"),
     "no_xccl": no_xccl,
+    "no_graphs": no_graphs,
 }
 
 
@@ -124,7 +138,7 @@ def order_from_environment() -> None:
     """Order what `XPU_SIMULATOR_FAULTS` lists, for processes that only the environment reaches.
 
     The list is separated by commas: `oom@120`, `resources@120`, `lost@300`, and without a number `mem_get_info`,
-    `exhaustion_20`, `exhaustion_39`, `exhaustion_40`, `properties_crash`, `properties_hang`, `no_xccl`.
+    `exhaustion_20`, `exhaustion_39`, `exhaustion_40`, `properties_crash`, `properties_hang`, `no_xccl`, `no_graphs`.
 
     Raises:
         ValueError: An entry is none of these.

@@ -47,6 +47,17 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "order_quirks": (_INT, [_TEXT]),
     "forget_primitives": (None, []),
     "counters": (_TEXT, []),
+    "last_graph_error": (_TEXT, []),
+    "graph_new": (_LONG, []),
+    "graph_pool_new": (_LONG, []),
+    "graph_begin": (_INT, [_LONG, _LONG]),
+    "graph_end": (_INT, [_LONG]),
+    "graph_replay": (_INT, [_LONG]),
+    "graph_reset": (_INT, [_LONG]),
+    "graph_free": (None, [_LONG]),
+    "graph_pool": (_LONG, [_LONG]),
+    "graph_kernels": (_LONG, [_LONG]),
+    "is_recording": (_INT, [_INT]),
     "set_listener": (None, [ctypes.c_void_p]),
 }
 

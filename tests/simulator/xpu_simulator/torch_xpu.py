@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import clock, faults, native, profiles
+from . import clock, faults, graphs, native, profiles
 
 TORCH_VERSION_XPU = "20260000"  # the SYCL compiler's version, in torch.version.xpu of XPU builds
 
@@ -257,7 +257,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "_xpu_canDeviceAccessPeer": lambda device, peer: device == peer,
         "_xpu_getArchFlags": lambda: "pvc,bmg,dg2,arl-h,mtl-h,lnl-m".replace(",", " "),
         "_xpu_sleep": lambda cycles: None,
-        "_xpu_isCurrentStreamCapturing": lambda: False,
+        **graphs.functions(),
     }
 
 
@@ -284,6 +284,7 @@ def install() -> None:
         _maybe_exchange_device=_exchange_device,
         _is_in_bad_fork=functions["_xpu_isInBadFork"],
     )
+    graphs.install()
     if hasattr(torch.xpu, "_raw_device_count_zes"):
         vars(torch.xpu)["_raw_device_count_zes"] = _count_before_initialization
     # A build with two accelerators is refused here and there; this one had no GPU for the other anyway.

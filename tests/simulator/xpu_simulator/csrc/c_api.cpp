@@ -12,6 +12,7 @@
 #include "runtime/memory.h"
 #include "runtime/primitives.h"
 #include "runtime/quirks.h"
+#include "runtime/recording.h"
 #include "runtime/streams.h"
 
 #define XPUSIM_API extern "C" __attribute__((visibility("default")))
@@ -106,6 +107,7 @@ XPUSIM_API int xpusim_synchronize(int device) {
   xpusim::notify("device synchronize");
   return guarded([&] {
     xpusim::check_alive();
+    xpusim::check_may_wait_for_device(device);
     xpusim::finish_device(device);
   });
 }

@@ -16,6 +16,7 @@
 #include "../runtime/errors.h"
 #include "../runtime/faults.h"
 #include "../runtime/memory.h"
+#include "../runtime/recording.h"
 #include "../runtime/streams.h"
 
 namespace xpusim {
@@ -313,6 +314,7 @@ class DeviceGuard final : public DeviceGuardInterface {
     count(Counter::kStreamSyncs);
     notify("stream synchronize");
     check_alive();
+    check_may_wait(key_of(stream));
     finish_stream(key_of(stream));
   }
 
@@ -320,6 +322,7 @@ class DeviceGuard final : public DeviceGuardInterface {
     count(Counter::kDeviceSyncs);
     notify("device synchronize");
     check_alive();
+    check_may_wait_for_device(device);
     finish_device(device);
   }
 
@@ -339,6 +342,7 @@ class DeviceGuard final : public DeviceGuardInterface {
 
   void block(void* event, const Stream& stream) const override {
     if (event != nullptr) {
+      check_may_wait_between(key_of(stream), static_cast<Event*>(event)->recorded.key);
       wait_for(key_of(stream), static_cast<Event*>(event)->recorded);
     }
   }
@@ -352,6 +356,7 @@ class DeviceGuard final : public DeviceGuardInterface {
     notify("event synchronize");
     check_alive();
     if (event != nullptr) {
+      check_may_wait_for_event(static_cast<Event*>(event)->recorded.key);
       finish(static_cast<Event*>(event)->recorded);
     }
   }

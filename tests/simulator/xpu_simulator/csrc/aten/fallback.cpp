@@ -1,8 +1,7 @@
 #include "fallback.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/copy_native.h>
 #include <ATen/ops/to_native.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -19,8 +18,10 @@
 #include "../runtime/faults.h"
 #include "../runtime/primitives.h"
 #include "../runtime/quirks.h"
+#include "../runtime/recording.h"
 #include "../runtime/streams.h"
 #include "backend.h"
+#include "graphs.h"
 #include "spoiler.h"
 
 namespace xpusim {
@@ -46,6 +47,7 @@ struct Operator {
   bool computes_in_float = false;
   bool computes_in_double = false;
   bool takes_lists = false;
+  bool writes_unsaid = false;  // arguments that its schema calls read-only
   Primitives primitives = Primitives::kNone;
   Spoilable spoilable = Spoilable::kNothing;
   Softmax softmax = Softmax::kNone;
@@ -86,6 +88,12 @@ bool computes_in_float(const std::string& name) {
 
 bool takes_lists(const std::string& name) {
   static const char* const kPrefixes[] = {"aten::_foreach_", "aten::_fused_", "aten::_amp_foreach_"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](const char* p) { return starts_with(name, p); });
+}
+
+// Running statistics: in the schema of `native_batch_norm` nothing says that they are written.
+bool writes_unsaid(const std::string& name) {
+  static const char* const kPrefixes[] = {"aten::native_batch_norm", "aten::_batch_norm_impl_index"};
   return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](const char* p) { return starts_with(name, p); });
 }
 
@@ -145,6 +153,7 @@ std::unique_ptr<Operator> describe(const c10::OperatorHandle& op, const std::str
   made->computes_in_double = computes_in_double(name);
   made->spoilable = spoilable(name);
   made->takes_lists = takes_lists(name);
+  made->writes_unsaid = writes_unsaid(name);
   made->primitives = primitives_of(name);
   made->softmax = softmax_kind(name);
   return made;
@@ -211,13 +220,6 @@ Tensor cast(const Tensor& tensor, at::ScalarType type) {
 bool is_double(const Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kComplexDouble;
 }
-
-// Nothing above the CPU's kernels sees what is called.
-class NoDispatch {
- private:
-  c10::impl::ExcludeDispatchKeyGuard guard_{
-      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset};
-};
 
 // What the arguments tell of the call.
 struct Arguments {
@@ -391,6 +393,7 @@ class HostCall {
       count(Counter::kChannelsLastPrimitives);
     }
     if (op_.result_shape_depends_on_data || counts_a_mask()) {
+      check_may_wait({device(), current_stream(device())});
       count(Counter::kImplicitSyncs);
       notify(op_.counters.name.c_str());
       finish_stream({device(), current_stream(device())});
@@ -409,38 +412,47 @@ class HostCall {
     }
   }
 
-  // Copies that a real device wouldn't make lie in the host's memory, not in the device's.
   void run(const c10::OperatorHandle& target, Adapt adapt) {
-    std::optional<Spoiler> spoiler;
-    if (any_quirk()) {
-      const NoDispatch guard;
-      spoiler.emplace(op_.spoilable, &at(0), n_arguments_);
+    if (is_recorded()) {
+      before_recording();
     }
-    std::optional<at::ScalarType> cast_from;
-    if (op_.computes_in_float) {
-      cast_from = cast_to_float(&at(0), n_arguments_);
-    }
-    const auto cast_result = split_softmax(op_, &at(0));
-    if (adapt == Adapt::kInsertBiasSizes) {
-      insert_bias_sizes(stack_, base_);
-    }
-    {
-      const NoDispatch guard;
-      const KernelScope scope(cast_from || cast_result ? KernelScope::kHost : device());
-      target.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack_);
-    }
+    compute(op_, target, adapt, stack_, base_, n_results_, device());
     base_ = stack_->size() - n_results_;
-    if (spoiler) {
-      const NoDispatch guard;
-      spoiler->spoil(&at(0));
+  }
+
+  // A replay computes what this call did, from the same addresses to the same addresses.
+  void record_for_replay(const c10::OperatorHandle& target, Adapt adapt) {
+    if (!is_recorded()) {
+      return;
     }
-    const KernelScope scope(device());
-    if (cast_from) {
-      cast_from_float(&at(0), n_results_, *cast_from);
+    std::vector<Tensor> tensors;
+    const auto keep = [&](const Tensor& tensor) {
+      tensors.push_back(tensor);
+      return at_its_address(tensor);
+    };
+    for (const Written& argument : written_) {  // which an `out` was resized to
+      recorded_[argument.argument] = argument.device;
     }
-    if (cast_result) {
-      at(0) = cast(at(0).toTensor(), *cast_result);
+    for (IValue& argument : recorded_) {
+      map_tensors(argument, keep);
     }
+    std::vector<IValue> results;
+    for (size_t i = 0; i < n_results_; i++) {
+      results.push_back(op_.returned_argument[i] >= 0 ? IValue() : at(i));
+      map_tensors(results.back(), keep);
+      map_tensors(results.back(), [](const Tensor& tensor) {
+        record_result(tensor);
+        return tensor;
+      });
+    }
+    const auto again = [&op = op_, target, adapt, arguments = std::move(recorded_), results = std::move(results)] {
+      Stack stack(arguments.begin(), arguments.end());
+      compute(op, target, adapt, &stack, 0, results.size(), KernelScope::kHost);
+      for (size_t i = 0; i < results.size(); i++) {
+        copy_results(stack[i], results[i]);
+      }
+    };
+    record(op_.counters.name, std::move(tensors), again);
   }
 
   void move_results_to_device() {
@@ -468,6 +480,93 @@ class HostCall {
   }
 
  private:
+  // Copies that a real device wouldn't make lie in the host's memory, not in the device's.
+  static void compute(
+      const Operator& op,
+      const c10::OperatorHandle& target,
+      Adapt adapt,
+      Stack* stack,
+      size_t base,
+      size_t n_results,
+      int device) {
+    IValue* arguments = stack->data() + base;
+    const size_t n_arguments = stack->size() - base;
+    std::optional<Spoiler> spoiler;
+    if (any_quirk()) {
+      const NoDispatch guard;
+      spoiler.emplace(op.spoilable, arguments, n_arguments);
+    }
+    std::optional<at::ScalarType> cast_from;
+    if (op.computes_in_float) {
+      cast_from = cast_to_float(arguments, n_arguments);
+    }
+    const auto cast_result = split_softmax(op, arguments);
+    if (adapt == Adapt::kInsertBiasSizes) {
+      insert_bias_sizes(stack, base);
+    }
+    {
+      const NoDispatch guard;
+      const KernelScope scope(cast_from || cast_result ? KernelScope::kHost : device);
+      target.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+    }
+    IValue* results = stack->data() + (stack->size() - n_results);
+    if (spoiler) {
+      const NoDispatch guard;
+      spoiler->spoil(results);
+    }
+    const KernelScope scope(device);
+    if (cast_from) {
+      cast_from_float(results, n_results, *cast_from);
+    }
+    if (cast_result) {
+      results[0] = cast(results[0].toTensor(), *cast_result);
+    }
+  }
+
+  static void copy_results(IValue& computed, const IValue& recorded) {
+    if (recorded.isTensor()) {
+      copy_result(computed.toTensor(), recorded.toTensor());
+    } else if (recorded.isTensorList()) {
+      const auto from = computed.toTensorVector();
+      const auto to = recorded.toTensorVector();
+      for (size_t i = 0; i < to.size(); i++) {
+        copy_result(from[i], to[i]);
+      }
+    }
+  }
+
+  static void copy_result(const Tensor& computed, Tensor recorded) {
+    if (recorded.defined() && recorded.numel() > 0 && computed.data_ptr() != recorded.data_ptr()) {
+      TORCH_CHECK(
+          computed.sizes() == recorded.sizes(), "A replay gave a result of another size, ", computed.sizes(),
+          " instead of ", recorded.sizes());
+      at::native::copy_(recorded, computed, /*non_blocking=*/false);
+    }
+  }
+
+  bool is_recorded() const {
+    return !op_.is_view && records(device());
+  }
+
+  void before_recording() {
+    const auto note = [](const Tensor& tensor) {
+      before_write(tensor);
+      return tensor;
+    };
+    for (size_t i = 0; i < n_arguments_; i++) {
+      recorded_.push_back(at(i));
+      if (op_.writes_unsaid) {
+        map_tensors(at(i), note);
+      }
+    }
+    for (Written& argument : written_) {
+      map_tensors(argument.device, note);
+    }
+    for (const int i : op_.generator_arguments) {
+      before_draw(at(i).toGenerator());
+    }
+  }
+
   void count_primitives() {
     std::ostringstream key;
     key << op_.counters.name;
@@ -558,11 +657,15 @@ class HostCall {
   Arguments seen_;
   Device wanted_{kXPU, -1};  // a factory's argument
   c10::SmallVector<Written, 4> written_;
+  std::vector<IValue> recorded_;  // the arguments, in a capture
 };
 
 }  // namespace
 
 void launch_kernel(OperatorCounters& counters, int device) {
+  if (records(device)) {
+    return;
+  }
   counters.launches.fetch_add(1, std::memory_order_relaxed);
   try {
     launch(device);
@@ -588,6 +691,9 @@ void count_float64(OperatorCounters& counters, int device) {
 }
 
 void count_list_metadata() {
+  if (records(current_device())) {
+    return;
+  }
   constexpr int64_t kCopies = 2;
   count(Counter::kMetadataCopies, kCopies);
   count(Counter::kBarriers, kCopies);
@@ -619,6 +725,7 @@ void run_on_host(
   call.launch();
   call.run(target, adapt);
   call.move_results_to_device();
+  call.record_for_replay(target, adapt);
 }
 
 namespace {

@@ -1,8 +1,10 @@
 // Runs an operator's CPU kernel on XPU tensors.
 #pragma once
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <string>
 
@@ -24,7 +26,15 @@ void run_on_host(
     Aliases& aliases,
     Adapt adapt = Adapt::kNothing);
 
-// One kernel on the device's current stream: counted, and raising what was ordered for it.
+// Nothing above the CPU's kernels sees what is called.
+class NoDispatch {
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_{
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset};
+};
+
+// One kernel on the device's current stream: counted, and raising what was ordered for it. One that is recorded is not
+// launched.
 void launch_kernel(OperatorCounters& counters, int device);
 // A kernel that computes in float64: counted, and refused where the device can't.
 void count_float64(OperatorCounters& counters, int device);

@@ -2,7 +2,6 @@
 // which ATen asks accelerators for another operator than the CPU.
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/ResizeCommon.h>
 #include <ATen/native/TensorFactories.h>
@@ -26,10 +25,12 @@
 #include "../runtime/faults.h"
 #include "../runtime/memory.h"
 #include "../runtime/quirks.h"
+#include "../runtime/recording.h"
 #include "../runtime/streams.h"
 #include "aliases.h"
 #include "backend.h"
 #include "fallback.h"
+#include "graphs.h"
 #include "spoiler.h"
 
 namespace xpusim {
@@ -41,12 +42,6 @@ using c10::DispatchKey;
 using c10::DispatchKeySet;
 using c10::Storage;
 using torch::jit::Stack;
-
-class NoAutograd {
- private:
-  c10::impl::ExcludeDispatchKeyGuard guard_{
-      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset};
-};
 
 StreamKey stream_of(const Tensor& tensor) {
   const int device = tensor.device().index();
@@ -67,7 +62,7 @@ bool fills_uninitialized_memory() {
 // As torch-xpu-ops' TensorFactories.cpp and Resize.cpp do: a kernel for each tensor.
 Tensor filled(Tensor tensor) {
   if (fills_uninitialized_memory()) {
-    const NoAutograd no_autograd;
+    const NoDispatch no_dispatch;
     at::native::fill_empty_deterministic_(tensor);
   }
   return tensor;
@@ -133,6 +128,8 @@ void reserve_storage(const Tensor& self) {
   }
   c10::DataPtr memory = device_allocator()->allocate(bytes);
   if (storage->nbytes() > 0) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !records(self.device().index()), "The simulated XPU doesn't model a capture in which a tensor grows.");
     std::memcpy(memory.get(), storage->data(), storage->nbytes());
   }
   storage->set_data_ptr_noswap(std::move(memory));
@@ -149,7 +146,7 @@ const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, std::optiona
   }
   reserve_storage(self);
   if (fills_uninitialized_memory()) {
-    const NoAutograd no_autograd;
+    const NoDispatch no_dispatch;
     at::native::fill_resize_deterministic_(self, bytes_before);
   }
   return self;
@@ -224,10 +221,23 @@ void count_conversion(const Tensor& self, const Tensor& source, OperatorCounters
 }
 
 void copy_now(const Tensor& self, const Tensor& source) {
-  const NoAutograd no_autograd;
+  const NoDispatch no_dispatch;
   Aliases aliases;
   Tensor to = aliases.to_host(self);
   at::native::copy_(to, aliases.to_host(source), /*non_blocking=*/false);
+}
+
+// A copy in a capture: from device memory, or from the host's, which the graph keeps.
+void record_copy(const Tensor& self, const Tensor& source) {
+  before_write(self);
+  copy_now(self, source);
+  record_result(self);
+  const Tensor to = at_its_address(self);
+  const Tensor from = at_its_address(source);
+  record("aten::copy_", {self, source}, [to, from] {
+    Tensor destination = to;
+    at::native::copy_(destination, from, /*non_blocking=*/false);
+  });
 }
 
 // How much of a copy lands: all of it, unless a quirk has ordered otherwise. Nobody has reported bytes; that copies of
@@ -282,6 +292,14 @@ void reach(StreamKey stream, bool non_blocking) {
 
 void copy_on_device(const Tensor& self, const Tensor& source, OperatorCounters& counters) {
   const bool same_device = self.device() == source.device();
+  if (records(self.device().index())) {
+    TORCH_CHECK_NOT_IMPLEMENTED(same_device, "The simulated XPU doesn't model a capture over several devices.");
+    if (!is_same_layout(self, source)) {
+      count_conversion(self, source, counters);
+    }
+    record_copy(self, source);
+    return;
+  }
   count(same_device ? Counter::kD2D : Counter::kPeerToPeer);
   launch_kernel(counters, self.device().index());
   if (!same_device) {
@@ -297,6 +315,13 @@ void copy_on_device(const Tensor& self, const Tensor& source, OperatorCounters& 
 void copy_to_device(const Tensor& self, const Tensor& source, bool non_blocking, OperatorCounters& counters) {
   const StreamKey stream = stream_of(self);
   const bool pinned = is_pinned(source.storage().data());
+  if (records(stream.device)) {
+    if (!non_blocking) {
+      check_may_wait(stream);
+    }
+    record_copy(self, pinned ? source : source.clone());  // pageable memory is staged, see `stage`
+    return;
+  }
   count_host_to_device(pinned, non_blocking, source.nbytes());
   if (non_blocking && self.scalar_type() != source.scalar_type()) {
     count_conversion(self, source, counters);  // the conversion is the device's
@@ -315,6 +340,10 @@ void copy_to_device(const Tensor& self, const Tensor& source, bool non_blocking,
 
 void copy_to_host(const Tensor& self, const Tensor& source, bool non_blocking, OperatorCounters& counters) {
   const StreamKey stream = stream_of(source);
+  if (records(stream.device)) {
+    check_may_wait(stream);
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "The simulated XPU doesn't model a capture with copies to the host.");
+  }
   count(non_blocking ? Counter::kD2HNonBlocking : Counter::kD2HBlocking);
   count(Counter::kD2HBytes, static_cast<int64_t>(source.nbytes()));
   notify(non_blocking ? "d2h non_blocking" : "d2h blocking");
@@ -372,6 +401,10 @@ void foreach_copy_(at::TensorList self, at::TensorList source, bool non_blocking
     launch_kernel(counters, device.index());
     count_list_metadata();
     for (size_t i = 0; i < self.size(); i++) {
+      if (records(device.index())) {
+        record_copy(self[i], source[i]);
+        continue;
+      }
       copy_now(self[i], source[i]);
       note_written(self[i]);
     }
@@ -386,8 +419,9 @@ at::Scalar local_scalar_dense(const Tensor& self) {
   count(Counter::kItemSyncs);
   notify("item");
   check_alive();
+  check_may_wait(stream_of(self));
   finish_stream(stream_of(self));
-  const NoAutograd no_autograd;
+  const NoDispatch no_dispatch;
   Aliases aliases;
   return at::_local_scalar_dense(aliases.to_host(self));
 }

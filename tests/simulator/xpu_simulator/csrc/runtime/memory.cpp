@@ -20,6 +20,7 @@
 #include "errors.h"
 #include "faults.h"
 #include "quirks.h"
+#include "recording.h"
 #include "streams.h"
 
 namespace xpusim {
@@ -74,6 +75,8 @@ struct Block {
   Pool pool;
   char* pointer;
   int64_t size;
+  uint64_t owner = 0;   // the private pool that it belongs to, 0: none
+  uint64_t serial = 0;  // of its allocation
   int64_t requested = 0;
   bool allocated = false;
   Block* previous = nullptr;  // the neighbours within the segment
@@ -95,6 +98,19 @@ struct BySize {
 };
 
 using FreeBlocks = std::set<Block*, BySize>;
+
+// The free blocks of all who share memory: everybody, or the graphs of a private pool.
+struct FreeMemory {
+  FreeBlocks small;
+  FreeBlocks large;
+  int uses = 0;  // by graphs, which keep a private pool's memory
+
+  FreeBlocks& of(Pool pool) {
+    return pool == kSmallPool ? small : large;
+  }
+};
+
+std::atomic<uint64_t> g_next_serial{1};
 
 void increase(StatArray& stats, Pool pool, int64_t amount) {
   for (Stat* stat : {&stats[0], &stats[pool]}) {
@@ -120,19 +136,19 @@ class CachingAllocator {
  public:
   explicit CachingAllocator(int device) : device_(device) {}
 
-  Block* allocate(int64_t requested, int64_t stream) {
+  Block* allocate(int64_t requested, int64_t stream, uint64_t owner) {
     std::lock_guard<std::mutex> lock(mutex_);
     reuse_awaited();
     const int64_t size = std::max(kRounding, round_up(requested, kRounding));
     const Pool pool = size <= kLargestSmall ? kSmallPool : kLargePool;
-    Block* block = take_free(pool, stream, size);
+    Block* block = take_free(pool, stream, size, owner);
     if (block == nullptr) {
-      block = new_segment(pool, stream, segment_size(size));
+      block = new_segment(pool, stream, segment_size(size), owner);
     }
     if (block == nullptr) {
       stats_.num_alloc_retries++;
       release_cached();
-      block = new_segment(pool, stream, segment_size(size));
+      block = new_segment(pool, stream, segment_size(size), owner);
     }
     if (block == nullptr) {
       stats_.num_ooms++;
@@ -141,6 +157,7 @@ class CachingAllocator {
     }
     split(block, size);
     block->allocated = true;
+    block->serial = g_next_serial++;
     block->requested = requested;
     increase(stats_.allocation, pool, 1);
     increase(stats_.active, pool, 1);
@@ -182,6 +199,11 @@ class CachingAllocator {
     release_cached();
   }
 
+  void use_pool(uint64_t owner, int change) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_[owner].uses += change;
+  }
+
   MemoryStats stats() {
     std::lock_guard<std::mutex> lock(mutex_);
     return stats_;
@@ -215,13 +237,13 @@ class CachingAllocator {
   }
 
  private:
-  FreeBlocks& free_blocks(Pool pool) {
-    return pool == kSmallPool ? small_ : large_;
+  FreeBlocks& free_blocks(const Block* block) {
+    return free_[block->owner].of(block->pool);
   }
 
-  Block* take_free(Pool pool, int64_t stream, int64_t size) {
-    Block key{device_, stream, pool, nullptr, size};
-    FreeBlocks& blocks = free_blocks(pool);
+  Block* take_free(Pool pool, int64_t stream, int64_t size, uint64_t owner) {
+    Block key{device_, stream, pool, nullptr, size, owner};
+    FreeBlocks& blocks = free_blocks(&key);
     const auto found = blocks.lower_bound(&key);
     if (found == blocks.end() || (*found)->stream != stream) {
       return nullptr;
@@ -235,7 +257,7 @@ class CachingAllocator {
     return block;
   }
 
-  Block* new_segment(Pool pool, int64_t stream, int64_t size) {
+  Block* new_segment(Pool pool, int64_t stream, int64_t size, uint64_t owner) {
     const DeviceConfig& config = device_config(device_);
     const auto allowed = static_cast<int64_t>(static_cast<double>(config.capacity) * config.memory_fraction);
     if (stats_.reserved_bytes[0].current + size > allowed && !may_overcommit(size)) {
@@ -253,7 +275,7 @@ class CachingAllocator {
     increase(stats_.segment, pool, 1);
     increase(stats_.reserved_bytes, pool, size);
     note_exhaustion();
-    return new Block{device_, stream, pool, static_cast<char*>(pages), size};
+    return new Block{device_, stream, pool, static_cast<char*>(pages), size, owner};
   }
 
   static bool is_split(const Block* block) {
@@ -267,7 +289,7 @@ class CachingAllocator {
     if (!worth_it) {
       return;
     }
-    Block* remaining = new Block{device_, block->stream, block->pool, block->pointer + size, rest};
+    Block* remaining = new Block{device_, block->stream, block->pool, block->pointer + size, rest, block->owner};
     remaining->previous = block;
     remaining->next = block->next;
     if (block->next != nullptr) {
@@ -279,7 +301,7 @@ class CachingAllocator {
   }
 
   void insert_free(Block* block) {
-    free_blocks(block->pool).insert(block);
+    free_blocks(block).insert(block);
     if (is_split(block)) {
       increase(stats_.inactive_split, block->pool, 1);
       increase(stats_.inactive_split_bytes, block->pool, block->size);
@@ -300,7 +322,7 @@ class CachingAllocator {
     if (neighbour == nullptr || neighbour->allocated || !neighbour->awaited.empty()) {
       return;
     }
-    free_blocks(block->pool).erase(neighbour);
+    free_blocks(block).erase(neighbour);
     decrease(stats_.inactive_split, block->pool, 1);
     decrease(stats_.inactive_split_bytes, block->pool, neighbour->size);
     if (neighbour == block->previous) {
@@ -337,21 +359,28 @@ class CachingAllocator {
   void release_cached() {
     finish_device(device_);
     reuse_awaited();
-    for (FreeBlocks* blocks : {&small_, &large_}) {
-      for (auto it = blocks->begin(); it != blocks->end();) {
-        Block* block = *it;
-        if (is_split(block)) {
-          ++it;
-          continue;
-        }
-        it = blocks->erase(it);
-        munmap(block->pointer, block->size);
-        decrease(stats_.segment, block->pool, 1);
-        decrease(stats_.reserved_bytes, block->pool, block->size);
-        delete block;
+    for (auto& [owner, memory] : free_) {
+      if (memory.uses == 0) {
+        release(memory.small);
+        release(memory.large);
       }
     }
     note_exhaustion();
+  }
+
+  void release(FreeBlocks& blocks) {
+    for (auto it = blocks.begin(); it != blocks.end();) {
+      Block* block = *it;
+      if (is_split(block)) {
+        ++it;
+        continue;
+      }
+      it = blocks.erase(it);
+      munmap(block->pointer, block->size);
+      decrease(stats_.segment, block->pool, 1);
+      decrease(stats_.reserved_bytes, block->pool, block->size);
+      delete block;
+    }
   }
 
   // Intel's driver gives more than there is, and the kernel that would use it fails, unless torch's allocator was told to
@@ -385,8 +414,7 @@ class CachingAllocator {
 
   const int device_;
   std::mutex mutex_;
-  FreeBlocks small_;
-  FreeBlocks large_;
+  std::map<uint64_t, FreeMemory> free_;  // by private pool; 0 is everybody's
   std::vector<Block*> awaited_;
   MemoryStats stats_;
   std::atomic<bool> is_exhausted_{false};
@@ -458,7 +486,9 @@ void* allocate(int device, size_t bytes) {
   if (bytes == 0) {
     return nullptr;
   }
-  Block* block = allocator(device).allocate(static_cast<int64_t>(bytes), current_stream(device));
+  const int64_t stream = current_stream(device);
+  const uint64_t owner = recording_pool({device, stream});
+  Block* block = allocator(device).allocate(static_cast<int64_t>(bytes), stream, owner);
   std::lock_guard<std::mutex> lock(live().mutex);
   live().blocks[block->pointer] = block;
   return block->pointer;
@@ -482,6 +512,15 @@ bool deallocate(void* pointer) noexcept {
 int device_of(const void* pointer) noexcept {
   const Block* block = find_live(pointer);
   return block == nullptr ? -1 : block->device;
+}
+
+Allocation allocation_of(const void* pointer) noexcept {
+  const Block* block = find_live(pointer);
+  return block == nullptr ? Allocation{} : Allocation{block->serial, block->owner};
+}
+
+void use_pool(int device, uint64_t pool, int change) {
+  allocator(device).use_pool(pool, change);
 }
 
 void record_stream(void* pointer, int64_t stream) {

@@ -42,6 +42,15 @@ bool deallocate(void* pointer) noexcept;
 // The device on which a pointer was allocated (its start, not its inside); -1: none.
 int device_of(const void* pointer) noexcept;
 void record_stream(void* pointer, int64_t stream);
+
+// Which allocation a block is of: its start may be another's later. 0: none.
+struct Allocation {
+  uint64_t serial = 0;
+  uint64_t pool = 0;  // the private pool that it lies in, 0: none
+};
+Allocation allocation_of(const void* pointer) noexcept;
+// A graph keeps a private pool's memory (+1), or does no more (-1).
+void use_pool(int device, uint64_t pool, int change);
 void empty_cache();
 
 MemoryStats memory_stats(int device);
