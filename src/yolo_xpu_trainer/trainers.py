@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ultralytics.cfg import get_cfg
-from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
+from ultralytics.cfg import cfg2dict, get_cfg
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, RANK, colorstr
 
 from . import devices, elastic
 from .errors import DeviceError, OptionValueError, RankError, RunUnderWayError, XPUTrainerError
@@ -114,7 +114,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
         self._given = {**self.given, **Options.pop_from(overrides, declared_options())}
-        self._arguments = frozenset(overrides)
+        self._arguments = frozenset(overrides) | _named_in(cfg)
         asked = overrides.get("amp")
         self._amp = str(overrides.pop("amp")).lower() if str(asked).lower() in _AMP_NAMES else None
         self._amp_switch = asked if isinstance(asked, bool) else None  # on resume upstream keeps the checkpoint's
@@ -471,3 +471,14 @@ else:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *TRAINERS})
+
+
+def _named_in(cfg: Any) -> frozenset[str]:
+    """Return the arguments that a configuration of the user's sets to other values than Ultralytics' own."""
+    if cfg is DEFAULT_CFG:
+        return frozenset()
+    try:
+        given = cfg2dict(cfg)
+    except Exception:  # Ultralytics says what is wrong with it
+        return frozenset()
+    return frozenset(name for name, value in given.items() if value != DEFAULT_CFG_DICT.get(name))

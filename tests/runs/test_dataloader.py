@@ -186,5 +186,5 @@ def test_batches_are_copied_ahead_and_without_waiting_only_where_the_gpu_has_mem
     monkeypatch.setattr(dataloader, "to_device", to_device)
     trainer = train(val=False, **arguments)
     assert seen == {blocking}
-    wanted = [patch.target for patches in trainer.xpu.hooks.xpu_patches(trainer=trainer) for patch in patches]
-    assert ("ultralytics.engine.trainer:enumerate" in wanted) == ahead
+    wanted = {patch.policy for patches in trainer.xpu.hooks.xpu_patches(trainer=trainer) for patch in patches}
+    assert ("prefetch" in wanted) == ahead

@@ -19,7 +19,10 @@ from .comparing import Given, as_usual, compared
 if TYPE_CHECKING:
     from ..run import Run
 
-__all__ = ["SELF_CHECK", "Check", "Finding", "Given", "avoids", "compared", "examine", "finding"]
+__all__ = ["ANOTHER_PRECISION", "SELF_CHECK", "Check", "Finding", "Given", "avoids", "compared", "examine", "finding"]
+
+ANOTHER_PRECISION = "Training in another precision"
+"""What a check says that is done where it fails, if a precision is wrong as a whole."""
 
 _LOGGER = logging.getLogger("ultralytics")
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ..devices import DeviceInfo, info
 from ..hookspecs import hookimpl
-from ..numerics import SELF_CHECK, Check, Finding, compared, examine
+from ..numerics import ANOTHER_PRECISION, SELF_CHECK, Check, Finding, compared, examine
 from ..numerics.cases import attention, batch_norm, convolution, of_features, products
 from ..patches import Patch, applied, is_upstream, patch
 from ..ranks import CHILD_VARIABLE
@@ -30,7 +30,7 @@ _LINEAR = (
 )
 _CHECKS = {
     dtype: [
-        Check(operator, dtype, compared(compute, dtype), limit, instead="Training in another precision", advice=advice)
+        Check(operator, dtype, compared(compute, dtype), limit, instead=ANOTHER_PRECISION, advice=advice)
         for operator, compute, advice in (
             ("matrix products", products, _LINEAR),
             ("attention", attention, _LINEAR),

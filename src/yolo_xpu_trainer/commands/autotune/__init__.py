@@ -164,8 +164,10 @@ def _tune(args: argparse.Namespace, device: DeviceInfo, model: Model, directory:
             "--imgsz with which a training runs."
         )
     report.notes += doubts(report)
-    _remember(args, report, device, model)
     _show(report, directory, console)
+    if report.outcome.chosen and not report.outcome.chosen.settings and (args.only or report.outcome.is_undecided):
+        return 0  # which says nothing against what an older choice has
+    _remember(args, report, device, model)
     return 1 if report.outcome.chosen is None else 0
 
 
@@ -198,7 +200,7 @@ def _measure(
             progress.update(bar, description=f"{entry.label}, {len(entry.windows) + 1}", completed=done)
 
         try:
-            data = Path(args.data) if args.data else write_data(scratch / "data", model, args.batch, args.imgsz)
+            data = args.data or write_data(scratch / "data", model, args.batch, args.imgsz)
             arguments = with_users_data() if args.data else {}
             sizes = Sizes(args.imgsz, args.batch, args.steps)
             job = Job(model, sizes, scratch, data, {}, int, arguments=arguments, stopwatch=stopwatch)

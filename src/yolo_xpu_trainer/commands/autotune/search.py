@@ -127,6 +127,11 @@ class Outcome:
     chosen: Entry | None = None
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether the time was too short for a switch."""
+        return any(verdict(entry, self.default) == "not enough time" for entry in self.singles)
+
+    @property
     def gain(self) -> float:
         """How much faster the choice is than the defaults."""
         return (self.chosen.gain(self.final_default) or 0.0) if self.chosen and self.chosen.settings else 0.0
@@ -155,8 +160,7 @@ def search(
     _in_turn([outcome.default, *outcome.singles], measure, budget, repeats, _SHARE)
     winners = _best_of_each_keyword(outcome)
     if not winners:
-        undecided = any(verdict(entry, outcome.default) == "not enough time" for entry in outcome.singles)
-        outcome.chosen = None if undecided and not _any_decided(outcome) else Entry()
+        outcome.chosen = None if outcome.is_undecided and not _any_decided(outcome) else Entry()
         return
     together = Entry({keyword: value for entry in winners for keyword, value in entry.settings.items()})
     outcome.finals = [together, *([Entry(winners[0].settings)] if len(winners) > 1 else [])]
@@ -195,6 +199,8 @@ def _in_turn(
             began = budget.now()
             measure(entry)
             entry.took.append(budget.now() - began)
+            if entries[0].failure:  # of the defaults, without which nothing can be compared
+                return
         if turn == 0:
             _drop_hopeless(entries, budget.left(share))
 

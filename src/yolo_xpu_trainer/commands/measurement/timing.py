@@ -249,6 +249,7 @@ def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
         **dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0),
         "close_mosaic": 0,
         "auto_augment": None,
+        **({"xpu_tuned": False} if ours else {}),
         **job.arguments,
     }
     return {**arguments, "compile": True} if case.compile else arguments

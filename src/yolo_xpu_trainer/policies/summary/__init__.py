@@ -67,7 +67,11 @@ def xpu_around_run(trainer: Any) -> Iterator[None]:
     except BaseException:
         run.recovery.calling(_end, trainer, completed=False)
         raise
-    run.recovery.calling(_end, trainer, completed=True)
+    else:
+        run.recovery.calling(_end, trainer, completed=True)
+    finally:
+        if (sampler := run.stash[_NOTED].sampler) is not None:  # also where this policy was switched off
+            sampler.stop()
 
 
 def _is_measured(run: Run) -> bool:
@@ -92,6 +96,8 @@ def _start(trainer: Any) -> None:
     run: Run = trainer.xpu
     run.stash[STOPWATCH].phase = OTHER
     noted = run.stash[_NOTED]
+    if noted.sampler is not None:  # of this trainer's first run
+        return
     noted.sampler, noted.sampled_since = Sampler(run.device.index, _READ, _EVERY), time.perf_counter()
     noted.sampler.start()
 
@@ -149,11 +155,18 @@ def _get_box_metrics(run: Run, original: Callable[..., Any]) -> Callable[..., An
     # Not by `patch`: a tuple of arguments would hold the mask as it is given, in float32, through all of the original.
     @functools.wraps(original)
     def get_box_metrics(
-        self: Any, pd_scores: Any, pd_bboxes: Any, gt_labels: Any, gt_bboxes: Any, mask_gt: Any, **extra: Any
+        self: Any,
+        pd_scores: Any,
+        pd_bboxes: Any,
+        gt_labels: Any,
+        gt_bboxes: Any,
+        mask_gt: Any,
+        *more: Any,
+        **extra: Any,
     ) -> Any:
         """Compute how well anchors and labels go together, after the anchors that lie in a box were found."""
         mask_gt = run.recovery.calling(_watched, run, mask_gt, instead=lambda run, mask: mask)
-        return original(self, pd_scores, pd_bboxes, gt_labels, gt_bboxes, mask_gt, **extra)
+        return original(self, pd_scores, pd_bboxes, gt_labels, gt_bboxes, mask_gt, *more, **extra)
 
     return get_box_metrics
 
@@ -227,8 +240,8 @@ def _summarize(trainer: Any, watch: Stopwatch, noted: _Noted) -> Summary:
         seconds=dict(watch.seconds),
         times=dict(watch.times),
         batches=watch.batches,
-        images=watch.images * len(run.indices),
-        devices=len(run.indices),
+        images=watch.images * run.world_size,
+        devices=run.world_size,
         device=str(run.device),
         integrated=run.device.integrated,
         total_memory=run.device.total_memory,
@@ -238,7 +251,7 @@ def _summarize(trainer: Any, watch: Stopwatch, noted: _Noted) -> Summary:
         batch=int(trainer.batch_size),
         nominal_batch=int(getattr(args, "nbs", 0) or 0),
         workers=max(int(getattr(each, name, 0) or 0) for each, name in ((loader, "num_workers"), (args, "workers"))),
-        processors=_processors() // len(run.indices),
+        processors=_processors() // int(os.environ.get("LOCAL_WORLD_SIZE", len(run.indices))),
         cached=bool(getattr(args, "cache", False)),
     )
 

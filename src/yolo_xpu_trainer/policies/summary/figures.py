@@ -85,7 +85,7 @@ class Summary:
     @property
     def images_per_second(self) -> float:
         """How many images were trained in a second of that."""
-        return self.images / self.training if self.training else 0.0
+        return self.images / self.training if self.training and self.seconds.get(STEPS) else 0.0
 
     @property
     def energy(self) -> float | None:
@@ -159,8 +159,9 @@ class Summary:
     def __str__(self) -> str:
         shares = self.shares()
         parts = [_SAID[name].format(shares[name]) for name in _SAID if shares[name] >= 0.005 or name == DATA]
-        speed = f"{_figure(self.images_per_second)} images/s in training"
-        phrases = [speed, f"{_duration(self.total)} in all: {', '.join(parts)}"]
+        speed = f"{_figure(self.images_per_second)} images/s in training"  # unknown where users' loaders give no images
+        phrases = [speed] if self.images_per_second else []
+        phrases.append(f"{_duration(self.total)} in all: {', '.join(parts)}")
         if (peak := self.peaks.get("reserved")) is not None:
             phrases.append(f"peak memory {peak / 2**30:.1f} of {self.total_memory / 2**30:.1f} GiB")
         if (busy := self.readings.get("utilization")) is not None:

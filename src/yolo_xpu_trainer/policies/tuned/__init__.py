@@ -7,13 +7,17 @@ keyword, on a command line or in the environment, comes first.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ...errors import OptionValueError
 from ...hookspecs import hookimpl
+from ...numerics import ANOTHER_PRECISION, SELF_CHECK, examine
 from ...options import Option
 from ...plugins import declared_options
 from ...run import Run, StashKey
@@ -44,7 +48,7 @@ def xpu_configure(trainer: Any) -> None:
     A run on several GPUs, which wasn't measured, takes nothing. One that is resumed goes on with what it had.
     """
     run: Run = trainer.xpu
-    if not run.options[TUNED] or len(run.indices) > 1:
+    if not run.options[TUNED] or run.world_size > 1:
         return
     if getattr(trainer, "resume", False):
         _take_options(run, _resumed(run))
@@ -84,12 +88,14 @@ def _take(trainer: Any, choice: Choice) -> list[str]:
     """Take what the user doesn't say otherwise; return it in words."""
     run: Run = trainer.xpu
     explicit = run.arguments
-    options = _take_options(run, {name: value for name, value in choice.options.items() if name not in explicit})
+    options = _take_options(run, choice.options)
     taken = [f"xpu_{name}={value}" for name, value in options.items()]
     for name, value in choice.arguments.items():
         if (
             type(value) is ARGUMENTS.get(name)
             and name not in explicit
+            and isinstance(value, int)
+            and value >= 0
             and hasattr(trainer.args, name)  # there is no `compile` before 8.3.200 or so
             and not (name == "deterministic" and run.options.as_dict().get("exact_resume"))
         ):
@@ -97,6 +103,8 @@ def _take(trainer: Any, choice: Choice) -> list[str]:
             taken.append(f"{name}={value}")
     mixed = ("bf16", "fp16")
     if choice.precision in mixed and run.precision.name in mixed and not run.precision.requested:
+        if choice.precision != run.precision.name and _is_wrong(run, choice.precision):
+            return taken
         if choice.precision != run.precision.name:
             faster: Any = choice.precision
             run.precision = replace(run.precision, name=faster, reason="`yolo-xpu autotune` found it to be faster")
@@ -104,11 +112,22 @@ def _take(trainer: Any, choice: Choice) -> list[str]:
     return taken
 
 
+def _is_wrong(run: Run, precision: str) -> bool:
+    """Whether the self-check finds that the device computes something wrongly in a precision."""
+    if SELF_CHECK.current() is False:
+        return False
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    every = itertools.chain.from_iterable(run.hooks.xpu_numerics())
+    checks = [each for each in every if each.dtype is dtype and each.instead == ANOTHER_PRECISION]
+    return any(not found.right for found in examine(checks, run.device))
+
+
 def _take_options(run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Take values of options that may be chosen among, and that nobody gave; return them by option name."""
     taken = {}
     for option in declared_options():
-        if option.name in chosen and option.tried and not run.options.is_given(option):
+        is_explicit = option.name in run.arguments or run.options.is_given(option)  # Ultralytics has a `channels_last`
+        if option.name in chosen and option.tried and not is_explicit:
             with contextlib.suppress(OptionValueError):  # of another version
                 taken[option.name] = option.parse(chosen[option.name])
     if taken:

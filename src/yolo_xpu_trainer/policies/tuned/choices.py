@@ -164,7 +164,7 @@ def _stored() -> list[tuple[Place, Choice]]:
     """Return what is on disk, oldest first; what another version or somebody else wrote otherwise is left out."""
     try:
         content = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     found = content.get("choices") if isinstance(content, dict) else None
     entries = []
