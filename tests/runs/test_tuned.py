@@ -6,15 +6,19 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from ultralytics import YOLO
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_xpu_trainer import XPUDetectionTrainer, devices
 from yolo_xpu_trainer.options import Option
 from yolo_xpu_trainer.plugins import declared_options
+from yolo_xpu_trainer.policies import tuned
 from yolo_xpu_trainer.policies.tuned import choices
 
 from ..conftest import Train, TrainingData
@@ -162,6 +166,31 @@ def test_the_faster_precision_is_taken_unless_one_is_named(made: Any) -> None:
     assert made(amp=False).xpu.precision.name == "fp32"
 
 
+def test_a_precision_that_is_wrong_here_is_not_taken(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember(choices.Choice(precision="fp16"))
+
+    def examine(checks: Any, device: Any) -> Any:
+        assert {check.dtype for check in checks} == {torch.float16}
+        return [SimpleNamespace(right=False)]
+
+    monkeypatch.setattr(tuned, "examine", examine)
+    assert made().xpu.precision.name == "bf16"
+
+
+def test_a_users_configuration_wins(made: Any, tmp_path: Path, data: TrainingData) -> None:
+    remember(choices.Choice(arguments={"workers": 2}))
+    file = tmp_path / "mine.yaml"
+    mine = {"workers": 5, "model": "yolo11n.yaml", "data": data("detect"), "project": str(tmp_path), "imgsz": 64}
+    file.write_text(yaml.safe_dump({**DEFAULT_CFG_DICT, **mine}))
+    assert made().args.workers == 2
+    assert XPUDetectionTrainer(cfg=str(file)).args.workers == 5
+
+
+def test_a_number_of_workers_that_is_none_is_left_out(made: Any) -> None:
+    remember(choices.Choice(arguments={"workers": -3}))
+    assert made().args.workers >= 0
+
+
 def test_an_exact_run_stays_deterministic(made: Any) -> None:
     trainer = made(xpu_exact_resume=True)
     assert (trainer.args.deterministic, value(trainer, "channels_last")) == (True, False)
@@ -183,7 +212,11 @@ def test_what_makes_no_sense_is_left_out(made: Any, choice: dict[str, Any], log:
     assert type(trainer.args.deterministic) is bool
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"choices": 1}', '{"choices": [1, {}]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"choices": 1}', '{"choices": [1, {}]}', "[" * 200_000],
+    ids=["empty", "a brace", "a list", "a number", "numbers", "deep"],
+)
 def test_a_broken_file_is_no_choice(made: Any, content: str) -> None:
     choices.path().write_text(content)
     assert value(made(), "channels_last") is True

@@ -119,3 +119,9 @@ def test_in_a_short_time_the_slowest_are_dropped_after_a_round() -> None:
 def test_without_enough_windows_nothing_is_decided() -> None:
     outcome = Bench(lambda s, n: 0.5 if s else 1, minutes=0.5).search(A)
     assert outcome.chosen is None
+
+
+def test_nothing_more_is_measured_where_the_defaults_fail() -> None:
+    bench = Bench(lambda s, n: 1 if s else 0)
+    assert bench.search(A, B).default.failure
+    assert bench.order == ["the defaults"]

@@ -109,6 +109,11 @@ def test_speed_and_shares() -> None:
     )
 
 
+@pytest.mark.parametrize("changes", [{"images": 0}, {"seconds": {"setup": 1.0, "data": 5.0}}], ids=["images", "steps"])
+def test_no_speed_is_said_that_is_not_known(changes: dict[str, Any]) -> None:
+    assert "images/s" not in str(summary(**changes))
+
+
 SLOW = {"seconds": {"steps": 60.0, "data": 40.0}}
 
 
