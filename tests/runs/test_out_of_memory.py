@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import subprocess
@@ -192,9 +193,9 @@ def test_an_allocator_that_thrashes_has_the_batch_halved_once(
 ) -> None:
     properties = PROFILES["arc-b580"].properties
     assert properties is not None
-    small = replace(PROFILES["arc-b580"], properties=replace(properties, total_memory=480 * MIB))
+    small = replace(PROFILES["arc-b580"], properties=replace(properties, total_memory=544 * MIB))
     monkeypatch.setitem(PROFILES, "small", small)
-    size, most = 100 * MIB, 164 * MIB
+    size, most = 128 * MIB, 224 * MIB
     kept: list[torch.Tensor] = []
 
     def fill(trainer: Any) -> None:
@@ -207,10 +208,11 @@ def test_an_allocator_that_thrashes_has_the_batch_halved_once(
         if trainer.batch_size == 4:
             torch.empty(size, dtype=torch.uint8, device="xpu")
 
+    gc.collect()  # models of other tests are in cycles
     with xpu_simulator.use_profile("small"):
         before = torch.xpu.memory_stats().get("num_alloc_retries", 0)
         callbacks = {"on_train_start": fill, "on_train_batch_end": take_more_than_before}
-        trainer = train(data=digits_data, epochs=2, batch=4, val=False, amp=False, callbacks=callbacks)
+        trainer = train(data=digits_data, epochs=3, batch=4, val=False, amp=False, callbacks=callbacks)
         assert torch.xpu.memory_stats()["num_alloc_retries"] - before >= 16
     assert trainer.batch_size == 2
     (said,) = [text for record in log if "Reducing to batch=2" in (text := record.getMessage())]
