@@ -51,10 +51,15 @@ def _devices(machine: Machine) -> Diagnosis:
     if probe.state == "hung":
         return problem(
             f"asking the devices didn't end within {machine.seconds:g} s: the driver hangs",
-            *(() if machine.is_windows else ("sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20", "sudo reboot")),
+            *(() if machine.is_windows else ("sudo reboot",)),
             advice="Restart the machine. If it hangs again, update the driver: "
             f"{WINDOWS_DRIVER if machine.is_windows else CLIENT_DRIVERS}. On a machine that is merely slow, give "
-            "`yolo-xpu doctor --timeout 120`.",
+            "`yolo-xpu doctor --timeout 120`."
+            + (
+                ""
+                if machine.is_windows
+                else " What the driver says: `sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20`."
+            ),
         )
     if probe.state == "crashed":
         return problem(
@@ -113,8 +118,7 @@ def _support(machine: Machine) -> Diagnosis:
         name = unlisted[0] if unlisted else "the GPU"
         return warning(
             f"{name} isn't officially supported by PyTorch: results may be wrong, and kernels missing",
-            "yolo-xpu doctor --numerics",
-            advice=f"The supported ones: {HARDWARE}",
+            advice=f"The supported ones: {HARDWARE}. `yolo-xpu doctor --numerics` compares this one's results with the CPU's.",
         )
     return ok("supported, as far as the GPU tells its id") if xpus(machine) else not_applicable("PyTorch sees no XPU")
 

@@ -138,13 +138,13 @@ def _torch_import(machine: Machine) -> Diagnosis:
 
 
 def _hung(machine: Machine) -> Diagnosis:
-    log = () if machine.is_windows else ("sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20", "sudo reboot")
+    log = "" if machine.is_windows else " What the driver says: `sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20`."
     return problem(
         f"`import torch` didn't end within {machine.seconds:g} s: a GPU driver that hangs does this",
-        *log,
+        *(() if machine.is_windows else ("sudo reboot",)),
         advice="Restart the machine; if it hangs again, update the driver "
         f"({WINDOWS_DRIVER if machine.is_windows else CLIENT_DRIVERS}). On a machine that is merely slow, give "
-        "`yolo-xpu doctor --timeout 120`.",
+        f"`yolo-xpu doctor --timeout 120`.{log}",
     )
 
 
@@ -159,8 +159,7 @@ def _crashed(machine: Machine, probe: Probe) -> Diagnosis:
     if "SIGKILL" in probe.text:
         return problem(
             "`import torch` was killed (SIGKILL), as the system does where memory runs out",
-            "free -h",
-            advice="Close other programs, or give the container more memory.",
+            advice="Close other programs, or give the container more memory. `free -h` shows what there is.",
         )
     found = build(machine)
     return problem(
