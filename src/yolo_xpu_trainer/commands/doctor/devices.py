@@ -98,7 +98,8 @@ def _matrix_units(machine: Machine) -> Diagnosis:
     for device in found:
         family = family_of(f"{device['id']:04x}") if device["id"] else None
         if family and family.has_matrix_units and not device["matrix"]:
-            apt = ("sudo apt install intel-ocloc",) if any("apt " in command for command in install(machine)) else ()
+            apt = tuple(command for command in install(machine) if "apt" in command and " libze" not in command)
+            apt = (*apt, "sudo apt install intel-ocloc") if apt else ()
             return warning(
                 f"{device['shown']} has matrix units, but PyTorch is told that it has none, as where libocloc is "
                 "missing (pytorch#196074): amp=True takes fp16 instead of bf16",
@@ -118,7 +119,8 @@ def _support(machine: Machine) -> Diagnosis:
         name = unlisted[0] if unlisted else "the GPU"
         return warning(
             f"{name} isn't officially supported by PyTorch: results may be wrong, and kernels missing",
-            advice=f"The supported ones: {HARDWARE}. `yolo-xpu doctor --numerics` compares this one's results with the CPU's.",
+            advice=f"The supported ones: {HARDWARE}. `yolo-xpu doctor --numerics` compares this one's results with the "
+            "CPU's.",
         )
     return ok("supported, as far as the GPU tells its id") if xpus(machine) else not_applicable("PyTorch sees no XPU")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
-from .gpus import INTEL, GPU, gpus, of_windows
+from .gpus import GPU, INTEL, gpus, of_windows
 from .seen import no_xpu_seen, xpus
 
 __all__ = ["CHECKS", "container"]
@@ -111,7 +111,7 @@ def _kernel_driver(machine: Machine) -> Diagnosis:
 
 
 def _meant_to_train(found: list[GPU], driven: list[GPU]) -> GPU | None:
-    """Return a GPU without a driver that suits a training better than all that have one, such as a card beside a UHD."""
+    """Return a GPU without a driver that suits a training better than those that have one: a card beside a UHD."""
     known = [gpu.family for gpu in driven]
     for gpu in found:
         better = (gpu.family.discrete and not any(family.discrete for family in known)) or (
@@ -184,8 +184,8 @@ def _device_files(machine: Machine) -> Diagnosis:
         return not_applicable("no kernel driver has an Intel GPU")
     return problem(
         f"there is no {_NODES}/renderD*, though a kernel driver has the GPU",
-        advice="The driver failed at its start; missing firmware is a common cause. What it says: `sudo dmesg | grep -i -e "
-        f"i915 -e 'xe '`. {CLIENT_DRIVERS}",
+        advice="The driver failed at its start; missing firmware is a common cause. What it says: `sudo dmesg | grep "
+        f"-i -e i915 -e 'xe '`. {CLIENT_DRIVERS}",
     )
 
 

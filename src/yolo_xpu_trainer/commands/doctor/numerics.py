@@ -18,7 +18,8 @@ def _numerics(machine: Machine) -> Diagnosis:
     if probe.state in ("crashed", "hung"):
         return problem(
             f"comparing operators with the CPU's ended the process or the driver ({probe.text})",
-            advice="`yolo-xpu doctor --numerics` shows at which operator. Update the driver, or take another release of PyTorch.",
+            advice="`yolo-xpu doctor --numerics` shows at which operator. Update the driver, or take another release "
+            "of PyTorch.",
         )
     if said := unless(machine, "numerics"):
         return said
@@ -40,13 +41,17 @@ def _numerics(machine: Machine) -> Diagnosis:
             seen, instead = wrong[0]
             return warning(
                 f"{row['shown']}: {seen}{more}. A training goes round it: {instead[:1].lower()}{instead[1:]}",
-                advice="`yolo-xpu doctor --numerics` shows all of them; it compares anew after an update of driver or PyTorch.",
+                advice="`yolo-xpu doctor --numerics` shows all of them; it compares anew after an update of driver or "
+                "PyTorch.",
             )
     rows = probe.value
     counts = ", ".join(f"{row['compared']} of {row['of']} operators of {row['shown']}" for row in rows)
     seen = f"{counts} are right"
     if needing_fp64:
-        seen = f"{counts} compared: right, but for {needing_fp64} that need float64, which the GPU lacks; a training goes round them"
+        seen = (
+            f"{counts} compared: right, but for {needing_fp64} that need float64, which the GPU lacks; a training goes "
+        )
+        seen += "round them"
     return ok(seen + ("" if all(r["compared"] == r["of"] for r in rows) else "; --numerics compares all"))
 
 
@@ -56,5 +61,7 @@ def _sorted(rows: Sequence[Any], *, has_fp64: bool) -> tuple[list[Any], list[Any
     return expected, [row for row in rows if row not in expected]
 
 
-CHECKS = (DoctorCheck("numerics", "whether the XPU computes what the CPU computes", _numerics, ("numerics",)),)
+CHECKS = (
+    DoctorCheck("numerics", "whether the XPU computes what the CPU computes", _numerics, ("devices", "numerics")),
+)
 """The check."""
