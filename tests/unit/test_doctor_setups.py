@@ -1026,6 +1026,16 @@ def test_directories_in_variables_are_hidden_but_for_the_systems(setup: Setup) -
     assert "TORCH_HOME=<path>" in text
 
 
+def test_directories_of_libraries_are_hidden_in_tables(setup: Setup, tmp_path: Path) -> None:
+    folder = tmp_path / "clientx" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "libze_loader.so.1").touch()
+    setup.environ["LD_LIBRARY_PATH"] = str(folder)
+    text = report.as_markdown(examine(setup), setup.machine(), "1.0")
+    assert "<path>/libze_loader.so.1" in text
+    assert "clientx" not in text
+
+
 def test_a_user_who_is_called_like_a_word_of_the_report_doesnt_mangle_it(setup: Setup) -> None:
     private = report.Private(setup.machine(), user="torch", host="intel", home=Path("/x"))
     assert private("torch-build: Intel XPU, torch 2.14") == "torch-build: Intel XPU, torch 2.14"

@@ -62,6 +62,9 @@ class Private:
         packages = [path for path in machine.packages if path.name in ("site-packages", "dist-packages")]
         folders = {**{str(path): "<packages>" for path in packages}, str(machine.folder): "<folder>"}
         folders |= {str(v): "<environment>" for n in ("VIRTUAL_ENV", "CONDA_PREFIX") if (v := machine.environ.get(n))}
+        searched = [part for part in machine.environ.get("LD_LIBRARY_PATH", "").split(":") if part.startswith("/")]
+        searched += [str(Path(part).resolve()) for part in searched]
+        folders |= {part: "<path>" for part in searched if not _OF_SYSTEMS.fullmatch(part)}
         home = _home() if home is None else home
         if home is not None:
             folders[str(home)] = "~"
