@@ -133,6 +133,7 @@ class Setup:
         self.torch("2.14.1+xpu", xpu="20250300")
         self.package("torchvision", "0.29.1+xpu")
         self.package("ultralytics", "8.4.190")
+        self.package("pip", "26.1")
         self.package("yolo-xpu-trainer", "0.1.0")
 
     def file(self, path: str, text: str = "") -> Path:
@@ -236,6 +237,7 @@ class Setup:
             "usage": lambda path: (100 * GIB, 50 * GIB),
             "python": (3, 12, 3),
             "bits": 64,
+            "executable": "/home/someone/.venv/bin/python",
         }
         return Machine(
             root=self.root,

@@ -20,6 +20,7 @@ from .errors import (
     WrongBuildError,
 )
 from .remedies import CLIENT_DRIVERS as CLIENT_DRIVERS
+from .remedies import PYTORCH_PACKAGES
 from .remedies import XPU_WHEELS as XPU_WHEELS
 from .versions import torch_release
 
@@ -264,7 +265,7 @@ def why_none() -> Problem | None:
         return Problem(
             seen=f"this PyTorch ({torch.__version__}) is built without XPU support",
             # Where any torch is installed, pip finds the requirement met and changes nothing.
-            remedy=f"Install an XPU build in its place: `pip uninstall -y torch torchvision`, then `{XPU_WHEELS}`.",
+            remedy=f"Install an XPU build in its place: `pip uninstall -y {PYTORCH_PACKAGES}`, then `{XPU_WHEELS}`.",
         )
     masks = {k: os.environ[k] for k in _MASKS if os.environ.get(k)}
     if masks:

@@ -8,7 +8,7 @@ XPU_INDEX = "https://download.pytorch.org/whl/xpu"
 XPU_WHEELS = f"pip install torch torchvision --index-url {XPU_INDEX}"
 CLIENT_DRIVERS = "https://dgpu-docs.intel.com/driver/client/overview.html"
 WINDOWS_DRIVER = "https://www.intel.com/content/www/us/en/support/detect.html"  # the Driver & Support Assistant
-HARDWARE = "https://docs.pytorch.org/docs/stable/notes/get_start_xpu.html"
+HARDWARE = "https://docs.pytorch.org/docs/2.15/notes/get_start_xpu.html"
 
 PYTORCH_PACKAGES = "torch torchvision torchaudio triton triton-xpu pytorch-triton-xpu"
 """What an installation of PyTorch leaves behind, for `pip uninstall`."""

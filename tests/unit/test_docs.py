@@ -18,6 +18,7 @@ from yolo_xpu_trainer import commands
 from yolo_xpu_trainer.commands import options as options_command
 from yolo_xpu_trainer.devices import XPU_WHEELS
 from yolo_xpu_trainer.plugins import declared_options
+from yolo_xpu_trainer.remedies import PYTORCH_PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -30,7 +31,7 @@ MOST_WORDS_OF_MEDIAN_PAGE = 800
 
 # What a page tells its reader to type that can only be tried there: it changes the machine, or needs its hardware.
 ON_THE_READERS_MACHINE = {"sudo", "ls", "docker", "export", "source", r".venv\Scripts\activate"}
-INSTALLED = {"pip", "torch", "torchvision", "ultralytics", "scikit-learn", "tox", "yolo-xpu-trainer", "git+ADDRESS"}
+INSTALLED = {"pip", "ultralytics", "scikit-learn", "tox", "yolo-xpu-trainer", "git+ADDRESS", *PYTORCH_PACKAGES.split()}
 OF_EXAMPLES = {"./xpu-grey", "./yolo-xpu-trainer/tests/simulator"}  # folders of the page on plugins
 
 
@@ -269,7 +270,9 @@ def test_wherever_pytorch_is_installed_another_one_is_uninstalled_first() -> Non
     for path in [README, *pages()]:
         for block in blocks(path, "console"):
             before, installs, _ = block.partition("pip install torch ")
-            assert not installs or "pip uninstall -y torch torchvision" in before, named(path)
+            assert not installs or "pip uninstall -y torch torchvision torchaudio triton triton-xpu" in before, named(
+                path
+            )
 
 
 @pytest.mark.parametrize("path", [README, *pages()], ids=named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from yolo_xpu_trainer.commands import doctor
-from yolo_xpu_trainer.commands.doctor import gpus, report, runner
+from yolo_xpu_trainer.commands.doctor import gpus, render, report, runner
 from yolo_xpu_trainer.commands.doctor.runner import Result
 from yolo_xpu_trainer.diagnosis import Verdict
 from yolo_xpu_trainer.diagnosis.children import CrashedError
@@ -22,7 +24,7 @@ from ..machines import GIB, HUNG, SEGFAULT, Setup, device, devices
 
 RECIPE = "pip uninstall -y torch.*pip cache purge.*pip install torch torchvision --index-url"
 WHEELS = "pip uninstall -y torch.*pip install torch torchvision --index-url"
-DRIVER = "apt install libze1 libze-intel-gpu1"
+DRIVER = "add-apt-repository -y ppa:kobuk-team.*apt install libze1 libze-intel-gpu1 intel-ocloc"
 NO_FILE = "cannot open shared object file: No such file or directory"
 
 
@@ -84,6 +86,35 @@ def masked(setup: Setup, **environ: str) -> None:
     setup.environ |= environ
 
 
+def uhd_beside(setup: Setup, driver: str = "") -> None:
+    """Have a UHD 770 with its driver, beside the B580."""
+    no_kernel_driver(setup, driver)
+    setup.gpu("a780", "i915", address="0000:00:02.0")
+    setup.file("/dev/dri/renderD128")
+
+
+def vision(setup: Setup, version: str) -> None:
+    """Install a torchvision whose metadata have no label."""
+    setup.package("torchvision", version.partition("+")[0])
+    (setup.site / "torchvision").mkdir()
+    (setup.site / "torchvision" / "version.py").write_text(f"__version__ = {version!r}\n")
+
+
+def owned_by(setup: Setup, group: str) -> None:
+    refused(setup)
+    gid = (setup.root / "dev/dri/renderD128").stat().st_gid
+    setup.file("/etc/group", f"{group}:x:{gid}:\n")
+
+
+def beside_nvidia(setup: Setup) -> None:
+    """Have Intel's device file refused, and one of another vendor's open."""
+    refused(setup)
+    setup.more["can_open"] = lambda path: path.name == "renderD129"
+    for number, vendor in ((128, "0x8086"), (129, "0x10de")):
+        setup.file(f"/dev/dri/renderD{number}")
+        setup.file(f"/sys/class/drm/renderD{number}/device/vendor", vendor)
+
+
 # name: how the machine is broken, the check that must be the first problem, what it says, what fixes it
 PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
     "a CPU build of PyTorch": (lambda s: s.torch("2.14.1+cpu"), "torch-build", "CPU build", WHEELS),
@@ -130,6 +161,18 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "another PyTorch",
         r"torchvision==0.29.\*",
     ),
+    "a torchvision whose files alone tell that it is CUDA's": (
+        lambda s: vision(s, "0.29.1+cu130"),
+        "torchvision",
+        r"0.29.1\+cu130 is built for another PyTorch",
+        r"torchvision==0.29.\*",
+    ),
+    "a torchvision whose operators can't be loaded": (
+        lambda s: s.told.update(ultralytics="RuntimeError: operator torchvision::nms does not exist"),
+        "ultralytics",
+        "torchvision is built for another PyTorch",
+        r"uninstall -y torchvision.*torchvision==0.29.\*",
+    ),
     "no torchvision": (lambda s: s.uninstall("torchvision"), "torchvision", "isn't installed", r"torchvision==0.29"),
     "no GPU": (nothing_on_the_bus, "gpu", "no Intel GPU", "qualify"),
     "no kernel driver": (
@@ -143,6 +186,12 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "kernel-driver",
         "doesn't know it",
         "linux-generic-hwe-24.04.*reboot.*newer kernel",
+    ),
+    "a card without a driver beside a processor's GPU that has one": (
+        lambda s: [uhd_beside(s), s.file("/etc/os-release", 'ID=ubuntu\nVERSION_ID="24.04"\n')],
+        "kernel-driver",
+        "no kernel driver has Arc B",
+        "linux-generic-hwe-24.04",
     ),
     "nomodeset": (
         lambda s: [no_kernel_driver(s), s.file("/proc/cmdline", "quiet nomodeset")],
@@ -167,6 +216,53 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "device-files",
         "wasn't passed in",
         "--device /dev/dri --group-add",
+    ),
+    "a container of podman without the GPU": (
+        lambda s: [s.no_xpu(), s.file("/run/.containerenv"), s.remove("/dev/dri/renderD128")],
+        "device-files",
+        "podman",
+        "podman run .*--group-add keep-groups",
+    ),
+    "a container of Proxmox without the GPU": (
+        lambda s: [s.no_xpu(), s.file("/proc/1/cgroup", "0::/lxc/101"), s.remove("/dev/dri/renderD128")],
+        "device-files",
+        "lxc",
+        "^ ?On the host, give the container the device",
+    ),
+    "a container in WSL without the GPU": (
+        lambda s: [s.in_wsl(), container(s), s.remove("/dev/dxg")],
+        "kernel-driver",
+        "container .docker. has no /dev/dxg",
+        "docker run .*--device /dev/dxg -v /usr/lib/wsl:/usr/lib/wsl",
+    ),
+    "another vendor's device file that may be opened": (
+        beside_nvidia,
+        "permission",
+        "may not open /dev/dri/renderD128",
+        "usermod -aG render",
+    ),
+    "another vendor's device file alone": (
+        lambda s: [
+            s.no_xpu(),
+            s.remove("/dev/dri/renderD128"),
+            s.file("/dev/dri/renderD129"),
+            s.file("/sys/class/drm/renderD129/device/vendor", "0x10de"),
+        ],
+        "device-files",
+        "no /dev/dri/renderD",
+        "firmware",
+    ),
+    "a device file that belongs to root": (
+        lambda s: owned_by(s, "root"),
+        "permission",
+        "the group root",
+        "^ ?A udev rule",
+    ),
+    "a device file whose group isn't mapped": (
+        lambda s: owned_by(s, "nogroup"),
+        "permission",
+        "the group nogroup",
+        "^ ?A udev rule.*LXC",
     ),
     "a container without the group": (
         lambda s: [container(s), refused(s)],
@@ -293,6 +389,24 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "C library is older",
         "newer distribution",
     ),
+    "a library of the XPU build that isn't found, on Linux": (
+        lambda s: s.import_fails(f"ImportError: libc10_xpu.so: {NO_FILE}"),
+        "torch-import",
+        "a library that PyTorch brings.*libc10_xpu.so",
+        RECIPE,
+    ),
+    "a folder that is called after Intel's extension": (
+        lambda s: s.import_fails("ImportError: /srv/ipex/torch/lib/libtorch_xpu.so: file too short"),
+        "torch-import",
+        "incomplete or broken",
+        RECIPE,
+    ),
+    "a package that PyTorch needs is missing": (
+        lambda s: s.import_fails("ModuleNotFoundError: No module named 'typing_extensions'"),
+        "torch-import",
+        "needs typing_extensions",
+        "^python -m pip install typing_extensions ?$",
+    ),
     "Intel's extension of another release": (
         lambda s: s.import_fails("ImportError: cannot import x from intel_extension_for_pytorch"),
         "torch-import",
@@ -337,7 +451,7 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
             s.told.update(devices=devices(device(driver="1.14.37020+3"))),
         ],
         "driver-version",
-        "nonzero misses",
+        "nonzero was seen to miss",
         "26.22",
     ),
     "wrong results": (
@@ -412,6 +526,21 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "support-status",
         "isn't officially supported",
         "--numerics",
+    ),
+    "that driver on another GPU than it was seen on": (
+        lambda s: [
+            s.torch("2.13.0+xpu"),
+            s.told.update(devices=devices(device(driver="1.14.37020+3", id=0x64A0))),
+        ],
+        "driver-version",
+        "on Arc B",
+        "26.22",
+    ),
+    "4 GiB refused by kernels that can't address it": (
+        lambda s: [s.torch("2.7.1+xpu"), s.told["memory"][0].update(large="Tried to allocate 4.00 GiB")],
+        "large-allocation",
+        "refused",
+        "^ ?A smaller batch.*Don't lift",
     ),
     "Arc A under xe": (lambda s: s.gpu("56a0", "xe"), "kernel-driver", "llama.cpp#27063", "force_probe"),
     "no Resizable BAR": (lambda s: s.gpu("e20b", "xe", bar=256 << 20), "resizable-bar", "256 MiB", "Above 4G"),
@@ -488,7 +617,7 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         lambda s: s.told.update(devices=devices(device(matrix=False))),
         "matrix-units",
         "pytorch#196074",
-        "apt install intel-ocloc",
+        "add-apt-repository.*apt update sudo apt install intel-ocloc",
     ),
     "little memory": (
         lambda s: s.told["memory"][0].update(available=GIB),
@@ -612,6 +741,90 @@ def test_a_limit_of_allocations_that_a_gpu_has_is_no_warning(setup: Setup) -> No
     assert runner.exit_status(examine(setup)) == 0
 
 
+def test_an_arc_a_card_without_float64_is_no_warning(setup: Setup) -> None:
+    fails = "Adam, fused (float32) fails with 'Required aspect fp64 is not supported on the device'"
+    setup.told["numerics"][0].update(shown="xpu:0 Intel Arc A770 Graphics", wrong=[[fails, "More kernels"]])
+    a770 = device(id=0x56A0, shown="xpu:0 Intel Arc A770 Graphics", fp64=False)
+    setup.told["devices"] = devices(a770)
+    found = {result.check.name: result.diagnosis for result in examine(setup)}
+    assert found["numerics"].verdict is Verdict.OK
+    assert "1 that need float64" in found["numerics"].seen
+    setup.told["devices"] = devices(a770 | {"fp64": True})
+    found = {result.check.name: result.diagnosis for result in examine(setup)}
+    assert found["numerics"].verdict is Verdict.WARNING
+
+
+def test_a_cuda_build_is_the_cause_and_a_mask_isnt(setup: Setup) -> None:
+    masked(setup, ZE_AFFINITY_MASK="0")
+    setup.torch("2.14.1", cuda="13.0")
+    found = {result.check.name: result.diagnosis for result in examine(setup)}
+    assert found["torch-build"].verdict is Verdict.PROBLEM
+    assert found["device-masks"].verdict is Verdict.NOT_APPLICABLE
+
+
+@pytest.mark.parametrize(
+    ("selector", "is_left_out"),
+    [
+        ("!opencl:*", False),
+        ("level_zero:0", False),
+        ("*:gpu", False),
+        ("opencl:gpu;level_zero:1", False),
+        ("!level_zero:*", True),
+        ("cuda:*;!level_zero:1", True),
+    ],
+)
+def test_selectors_that_leave_level_zero_out(setup: Setup, selector: str, is_left_out: bool) -> None:
+    masked(setup, ONEAPI_DEVICE_SELECTOR=selector)
+    found = next(result for result in examine(setup) if result.check.name == "device-masks")
+    assert ("Level Zero only" in found.diagnosis.seen) == is_left_out
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("UR_L0_USE_COMPUTE_ENGINE", "1"), ("MKLROOT", "/opt/intel/oneapi/mkl/latest")]
+)
+def test_variables_that_do_no_harm(setup: Setup, variable: str, value: str) -> None:
+    setup.environ[variable] = value
+    assert runner.exit_status(examine(setup)) == 0
+
+
+def test_a_card_that_is_set_aside_is_a_warning_where_another_gpu_is_seen(setup: Setup) -> None:
+    uhd_beside(setup, "vfio-pci")
+    setup.told["devices"] = devices(device())
+    found = next(result for result in examine(setup) if result.check.name == "kernel-driver")
+    assert found.verdict is Verdict.WARNING
+
+
+def test_two_cards_one_of_which_is_set_aside_are_well(setup: Setup) -> None:
+    setup.gpu("e20b", "vfio-pci", address="0000:08:00.0")
+    setup.gpu("a780", "", address="0000:00:02.0")
+    assert runner.exit_status(examine(setup)) == 0
+
+
+# Commands for pip
+
+
+def commands_for_a_cuda_build(setup: Setup) -> tuple[list[str], str]:
+    setup.torch("2.14.1", cuda="13.0")
+    said = first_problem(examine(setup)).diagnosis
+    return list(said.fix), said.advice
+
+
+def test_without_pip_the_commands_are_uvs(setup: Setup) -> None:
+    setup.uninstall("pip")
+    commands, advice = commands_for_a_cuda_build(setup)
+    assert commands[0] == "uv pip uninstall torch torchvision torchaudio triton triton-xpu pytorch-triton-xpu"
+    assert commands[1].startswith("uv pip install torch torchvision --index-url https://")
+    assert "ensurepip" in advice
+
+
+def test_the_systems_python_is_told_to_make_an_environment(setup: Setup) -> None:
+    setup.more["executable"] = "/usr/bin/python3"
+    setup.file("/usr/lib/python3.12/EXTERNALLY-MANAGED")
+    commands, advice = commands_for_a_cuda_build(setup)
+    assert commands[0].startswith("python3 -m pip uninstall")
+    assert "python3 -m venv .venv" in advice
+
+
 def test_wsl_and_windows_can_be_healthy(setup: Setup, tmp_path: Path) -> None:
     setup.in_wsl()
     assert runner.exit_status(examine(setup)) == 0
@@ -642,6 +855,16 @@ def test_windows_doesnt_tell_the_cases_of_variables_apart(setup: Setup) -> None:
     assert found.diagnosis.fix == ("set OverrideDefaultFP64Settings=",)
 
 
+def test_powershells_words_stand_beside_those_of_windows_other_shell(setup: Setup) -> None:
+    setup.on_windows()
+    setup.environ["IGC_EnableDPEmulation"] = "1"
+    console = Console(file=io.StringIO(), width=200)
+    render.show(console, examine(setup), everything=False)
+    assert (
+        "set IGC_EnableDPEmulation=  (in PowerShell: Remove-Item Env:IGC_EnableDPEmulation)" in console.file.getvalue()
+    )  # type: ignore[attr-defined]
+
+
 def test_a_check_that_fails_itself_doesnt_end_the_others(setup: Setup) -> None:
     setup.told["memory"] = [{}]
     results = {result.check.name: result for result in examine(setup)}
@@ -656,6 +879,11 @@ def test_a_check_that_fails_itself_doesnt_end_the_others(setup: Setup) -> None:
 def test_families_by_pci_id(device: str, name: str) -> None:
     assert name in gpus.family_of(device).name
     assert gpus.family_of(device).listed
+
+
+@pytest.mark.parametrize("device", ["7d67", "7d41", "7d45", "b640", "56c0", "a780", "9a49"])
+def test_gpus_that_pytorch_doesnt_list(device: str) -> None:
+    assert not gpus.family_of(device).listed
 
 
 def test_every_check_has_a_name_of_its_own_and_says_what_it_looks_at() -> None:
@@ -697,6 +925,35 @@ def test_the_script_for_windows_has_no_comments_that_its_shell_would_run(setup: 
     assert [line for line in lines if line.startswith("rem problem, torch-build")]
 
 
+def test_the_script_runs_to_its_end_in_one_session(setup: Setup) -> None:
+    no_kernel_driver(setup)
+    setup.file("/etc/os-release", 'ID=ubuntu\nVERSION_ID="24.04"\n')
+    setup.torch("2.14.1", cuda="13.0")
+    lines = report.as_script(examine(setup), setup.machine()).splitlines()
+    assert not [line for line in lines if line.startswith("sudo reboot")]
+    assert lines[-2:] == ["# Then, by hand:", "# sudo reboot"]
+    assert lines.index("sudo apt install linux-generic-hwe-24.04") < len(lines) - 3
+
+
+@pytest.mark.parametrize("break_it", [lambda s: [s.in_wsl(), s.remove("/dev/dxg")], container])
+def test_the_script_leaves_the_hosts_commands_to_the_host(setup: Setup, break_it: Callable[[Setup], Any]) -> None:
+    setup.no_xpu()
+    break_it(setup)
+    if break_it is container:
+        refused(setup)
+    lines = report.as_script(examine(setup), setup.machine()).splitlines()
+    assert [line for line in lines if line.startswith("# On the host: ")]
+    assert not [line for line in lines if line.startswith(("wsl", "docker"))]
+
+
+def test_commands_that_only_look_are_advice(setup: Setup) -> None:
+    looking = re.compile(r"yolo-xpu doctor|(sudo )?dmesg|free |ls ")
+    for n, (break_it, *_) in enumerate([*PROBLEMS.values(), *WARNINGS.values()]):
+        other = Setup(setup.root.parent / str(n))
+        break_it(other)
+        assert not [c for result in examine(other) for c in result.diagnosis.fix if looking.match(c)]
+
+
 def test_json_has_every_check(setup: Setup) -> None:
     results = examine(setup)
     told = json.loads(report.as_json(results, "1.0"))
@@ -736,6 +993,52 @@ def test_the_report_holds_no_name_home_path_host_or_token(setup: Setup, tmp_path
         assert word not in text, word
     assert "ZE_AFFINITY_MASK=0" in text
     assert "| ✗ | torch-import |" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("C:\\Users\\Jane Doe\\a b.txt", "~\\a b.txt"),
+        ("c:\\users\\jane", "~"),
+        ("/home/jane and /usr/lib", "~ and /usr/lib"),
+        ("alice on laptop7", "<user> on <host>"),
+        ("Alice's", "<user>'s"),
+    ],
+)
+def test_names_are_found_in_any_case_and_with_blanks(setup: Setup, text: str, expected: str) -> None:
+    private = report.Private(setup.machine(), user="ALICE", host="LAPTOP7", home=Path("/x"))
+    assert private(text) == expected
+
+
+def test_directories_in_variables_are_hidden_but_for_the_systems(setup: Setup) -> None:
+    setup.environ |= {
+        "SYCL_CACHE_DIR": "D:\\Work\\Jane\\cache",
+        "TORCH_HOME": "/nas/bob/torch",
+        "CONDA_DEFAULT_ENV": "/work/clientx/env",
+        "CONDA_PREFIX": "/work/clientx/env",
+        "LD_LIBRARY_PATH": "/usr/lib:/nas/bob/lib:/srv/clientx/oneapi/mkl/lib",
+    }
+    setup.import_fails("ImportError: found in /work/clientx/env")
+    text = report.as_markdown(examine(setup), setup.machine(), "1.0")
+    for word in ("Jane", "bob", "clientx"):
+        assert word not in text, word
+    assert "LD_LIBRARY_PATH=/usr/lib:<path>:<path>/oneapi/mkl/lib" in text
+    assert "TORCH_HOME=<path>" in text
+
+
+def test_directories_of_libraries_are_hidden_in_tables(setup: Setup, tmp_path: Path) -> None:
+    folder = tmp_path / "clientx" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "libze_loader.so.1").touch()
+    setup.environ["LD_LIBRARY_PATH"] = str(folder)
+    text = report.as_markdown(examine(setup), setup.machine(), "1.0")
+    assert "<path>/libze_loader.so.1" in text
+    assert "clientx" not in text
+
+
+def test_a_user_who_is_called_like_a_word_of_the_report_doesnt_mangle_it(setup: Setup) -> None:
+    private = report.Private(setup.machine(), user="torch", host="intel", home=Path("/x"))
+    assert private("torch-build: Intel XPU, torch 2.14") == "torch-build: Intel XPU, torch 2.14"
 
 
 def test_words_that_only_hold_a_users_name_stay(setup: Setup) -> None:

@@ -12,7 +12,7 @@ from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, pr
 from ...remedies import HARDWARE, PYTORCH_PACKAGES, XPU_INDEX, XPU_WHEELS
 from .seen import is_compiled
 
-__all__ = ["CHECKS", "Build", "build", "reinstall"]
+__all__ = ["CHECKS", "Build", "build", "of_vision", "reinstall"]
 
 _LEAST_PYTHON = (3, 10)
 _ARCHITECTURES = {"x86_64", "amd64"}
@@ -230,23 +230,29 @@ def _torchvision(machine: Machine) -> Diagnosis:
     if found is None or len(found.release) < 2:
         return not_applicable("PyTorch isn't installed")
     if vision is None:
-        return problem("torchvision isn't installed, which Ultralytics needs", *_vision(found))
-    numbers = tuple(int(number) for number in re.findall(r"\d+", vision.version)[:2])
+        return problem("torchvision isn't installed, which Ultralytics needs", *of_vision(found))
+    version = _version_of_vision(machine) or vision.version
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     expected = (0, found.release[1] + _TORCHVISION_IS_AHEAD)
-    label = vision.version.partition("+")[2]
+    label = version.partition("+")[2]
     if found.release[0] == 2 and numbers != expected:
         wanted = ".".join(map(str, expected))
         return problem(
-            f"torchvision {vision.version} doesn't fit PyTorch {found.version}, which needs {wanted}", *_vision(found)
+            f"torchvision {version} doesn't fit PyTorch {found.version}, which needs {wanted}", *of_vision(found)
         )
     if found.kind == "XPU" and label and "xpu" not in label:
-        return problem(
-            f"torchvision {vision.version} is built for another PyTorch than {found.version}", *_vision(found)
-        )
-    return ok(f"torchvision {vision.version} fits")
+        return problem(f"torchvision {version} is built for another PyTorch than {found.version}", *of_vision(found))
+    return ok(f"torchvision {version} fits")
 
 
-def _vision(found: Build) -> tuple[str, ...]:
+def _version_of_vision(machine: Machine) -> str:
+    """Return torchvision's version by its files, which have the label that a package index's metadata lack."""
+    paths = [directory / "torchvision" / "version.py" for directory in machine.packages]
+    return next((version for path in paths if (version := _constants(machine.read(path)).get("__version__"))), "")
+
+
+def of_vision(found: Build) -> tuple[str, ...]:
+    """Return the commands that install the torchvision that fits a PyTorch."""
     if found.kind != "XPU" or len(found.release) < 2:
         return (f"python -m {XPU_WHEELS}",)
     pinned = f"torchvision==0.{found.release[1] + _TORCHVISION_IS_AHEAD}.*"

@@ -51,10 +51,15 @@ def _devices(machine: Machine) -> Diagnosis:
     if probe.state == "hung":
         return problem(
             f"asking the devices didn't end within {machine.seconds:g} s: the driver hangs",
-            *(() if machine.is_windows else ("sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20", "sudo reboot")),
+            *(() if machine.is_windows else ("sudo reboot",)),
             advice="Restart the machine. If it hangs again, update the driver: "
             f"{WINDOWS_DRIVER if machine.is_windows else CLIENT_DRIVERS}. On a machine that is merely slow, give "
-            "`yolo-xpu doctor --timeout 120`.",
+            "`yolo-xpu doctor --timeout 120`."
+            + (
+                ""
+                if machine.is_windows
+                else " What the driver says: `sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20`."
+            ),
         )
     if probe.state == "crashed":
         return problem(
@@ -93,7 +98,8 @@ def _matrix_units(machine: Machine) -> Diagnosis:
     for device in found:
         family = family_of(f"{device['id']:04x}") if device["id"] else None
         if family and family.has_matrix_units and not device["matrix"]:
-            apt = ("sudo apt install intel-ocloc",) if any("apt " in command for command in install(machine)) else ()
+            apt = tuple(command for command in install(machine) if "apt" in command and " libze" not in command)
+            apt = (*apt, "sudo apt install intel-ocloc") if apt else ()
             return warning(
                 f"{device['shown']} has matrix units, but PyTorch is told that it has none, as where libocloc is "
                 "missing (pytorch#196074): amp=True takes fp16 instead of bf16",
@@ -113,8 +119,8 @@ def _support(machine: Machine) -> Diagnosis:
         name = unlisted[0] if unlisted else "the GPU"
         return warning(
             f"{name} isn't officially supported by PyTorch: results may be wrong, and kernels missing",
-            "yolo-xpu doctor --numerics",
-            advice=f"The supported ones: {HARDWARE}",
+            advice=f"The supported ones: {HARDWARE}. `yolo-xpu doctor --numerics` compares this one's results with the "
+            "CPU's.",
         )
     return ok("supported, as far as the GPU tells its id") if xpus(machine) else not_applicable("PyTorch sees no XPU")
 

@@ -6,7 +6,7 @@ import difflib
 import re
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
-from .seen import unless, xpus
+from .seen import is_compiled, of_import, unless, xpus
 
 __all__ = ["CHECKS", "masks", "oneapi_variables"]
 
@@ -17,6 +17,7 @@ _RELAXED = "UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS"
 _UR_L0 = (
     _RELAXED,
     "UR_L0_USE_COPY_ENGINE",
+    "UR_L0_USE_COMPUTE_ENGINE",
     "UR_L0_USE_IMMEDIATE_COMMANDLISTS",
     "UR_L0_USE_MULTIPLE_COMMANDLIST_BARRIERS",
     "UR_L0_USE_DRIVER_INORDER_LISTS",
@@ -37,7 +38,7 @@ def masks(machine: Machine) -> dict[str, str]:
 
 def oneapi_variables(machine: Machine) -> list[str]:
     """Return the variables which tell that oneAPI's setvars was run."""
-    found = [name for name in ("SETVARS_COMPLETED", "CMPLR_ROOT", "MKLROOT", "UMF_ROOT") if machine.environ.get(name)]
+    found = [name for name in ("SETVARS_COMPLETED", "CMPLR_ROOT", "UMF_ROOT") if machine.environ.get(name)]
     path = machine.environ.get("LD_LIBRARY_PATH", "")
     return [*found, *(["LD_LIBRARY_PATH"] if re.search(r"[\\/]oneapi[\\/]", path, re.IGNORECASE) else [])]
 
@@ -50,7 +51,9 @@ def _device_masks(machine: Machine) -> Diagnosis:
     if found := xpus(machine):
         return ok(f"{shown}; PyTorch sees {len(found)} XPU{'s' * (len(found) > 1)} with it")
     selector = given.get(_SELECTOR, "")
-    if selector and not re.search(r"level_zero|^\*:", selector.lower()):
+    if machine.probe("devices").state == "ok" and not is_compiled(machine):
+        return not_applicable(f"{shown}; this PyTorch is built without XPU support")
+    if selector and _leaves_out_level_zero(selector):
         return problem(
             f"{shown}: PyTorch uses Level Zero only, which this leaves out",
             *machine.unset(_SELECTOR),
@@ -63,6 +66,14 @@ def _device_masks(machine: Machine) -> Diagnosis:
         *machine.unset(*given),
         advice="Or name a device that exists, before Python starts; 0 is the first.",
     )
+
+
+def _leaves_out_level_zero(selector: str) -> bool:
+    """Whether a selector has no Level Zero device: "level_zero:0", "*:gpu" and "!opencl:*" have some."""
+    terms = [term.strip() for term in selector.lower().split(";") if term.strip()]
+    chosen = [term for term in terms if not term.startswith("!")]
+    discarded = {"!level_zero", "!level_zero:*", "!*", "!*:*"} & set(terms)
+    return bool(discarded or (chosen and not any(re.match(r"level_zero|\*", term) for term in chosen)))
 
 
 def _oneapi(machine: Machine) -> Diagnosis:
@@ -102,9 +113,8 @@ def _level_zero(machine: Machine) -> Diagnosis:
                 f"{name} is set, but has no effect: the variable is called {near[0]}", *machine.unset(name), right
             )
     value = machine.environ.get(_RELAXED, "")
-    imported = machine.probe("import")
-    release = re.findall(r"\d+", imported.value["version"])[:2] if imported.state == "ok" else []
-    if value.isdigit() and int(value) and release and tuple(map(int, release)) < (2, 8):
+    release = of_import(machine)
+    if value.isdigit() and int(value) and release and release < (2, 8):
         return warning(
             f"{_RELAXED} is set, but kernels of PyTorch before 2.8 can't address more than 4 GiB: results may be wrong",
             *machine.unset(_RELAXED),

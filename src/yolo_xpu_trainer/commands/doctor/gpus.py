@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...diagnosis import Machine
 
-__all__ = ["GPU", "Family", "family_of", "gpus", "of_windows"]
+__all__ = ["GPU", "INTEL", "Family", "family_of", "gpus", "of_windows"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Family:
 # By PCI id: Linux, include/drm/intel/pciids.h. Which are listed: docs.pytorch.org, notes/get_start_xpu.html. Matrix
 # units are claimed of families all of which are known to have them.
 _FAMILIES = {
-    r"56[9abc].|4f8.": Family("Arc A (Alchemist)", True, True, True),
+    r"56[9ab].|4f8.": Family("Arc A (Alchemist)", True, True, True),
+    r"56c.": Family("Data Center GPU Flex (Alchemist)", False, True, True),
     r"e2..": Family("Arc B (Battlemage)", True, True, True, "xe"),
     r"0b[de].|0b6.": Family("Data Center GPU Max (Ponte Vecchio)", True, True, True),
     r"64..": Family("Core Ultra 200V (Lunar Lake)", True, False, True, "xe"),
-    r"7d..|b640": Family("Core Ultra (Meteor Lake or Arrow Lake)", True),
+    r"7d[5d][15]": Family("Core Ultra with Arc graphics (Meteor Lake-H or Arrow Lake-H)", True),
+    r"7d..|b640": Family("Core Ultra without Arc graphics (Meteor Lake-U, Arrow Lake-U or -S)", False),
     r"b0..": Family("Core Ultra series 3 (Panther Lake)", True, driver="xe"),
     r"fd8.": Family("Wildcat Lake", False, driver="xe"),
     r"490.": Family("Iris Xe MAX (DG1)", False, True),
@@ -46,7 +48,8 @@ _FAMILIES = {
 _UNKNOWN = Family("an Intel GPU older than 11th generation Core, or unknown to this program", False)
 
 _DISPLAY = re.compile(r"0x03")
-_INTEL = "0x8086"
+INTEL = "0x8086"
+"""The vendor of its PCI devices, as /sys tells it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def gpus(machine: Machine) -> list[GPU]:
     """Return the Intel GPUs that Linux sees on the PCI bus, cards first; none on Windows and in WSL."""
     found = []
     for path in machine.glob("/sys/bus/pci/devices", "*"):
-        if machine.read(path / "vendor") == _INTEL and _DISPLAY.match(machine.read(path / "class")):
+        if machine.read(path / "vendor") == INTEL and _DISPLAY.match(machine.read(path / "class")):
             driver = path / "driver"
             name = driver.readlink().name if driver.is_symlink() else ""
             found.append(GPU(path.name, machine.read(path / "device").removeprefix("0x"), name, path))

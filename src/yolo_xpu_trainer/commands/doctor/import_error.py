@@ -32,6 +32,8 @@ def _driver_missing(machine: Machine, text: str) -> Diagnosis:
 
 
 def _windows_dll(machine: Machine, text: str) -> Diagnosis:
+    if not machine.is_windows:
+        return _library(machine, text)
     if oneapi_variables(machine):
         return _oneapi_on_top(machine, text)
     return problem(
@@ -90,9 +92,17 @@ def _extension(machine: Machine, text: str) -> Diagnosis:
     )
 
 
+def _module_missing(machine: Machine, text: str) -> Diagnosis:
+    name = re.split(r"No module named '", text)[1].partition("'")[0]
+    package, _, inside = name.partition(".")
+    anew = "--force-reinstall --no-deps " if inside else ""
+    return problem(f"`import torch` fails: it needs {name}, which is missing", f"python -m pip install {anew}{package}")
+
+
 _CAUSES: list[tuple[str, Callable[[Machine, str], Diagnosis]]] = [
     (r"_yolo_xpu_trainer_autoload", _half_removed),
-    (r"intel_extension_for_pytorch|ipex", _extension),
+    (r"intel_extension_for_pytorch|(?:import|from|named) '?ipex\b", _extension),
+    (r"No module named '(?!torch\b)[A-Za-z]", _module_missing),
     (r"c10_xpu|torch_xpu\.dll|WinError 12[67]|WinError 1114|DLL load failed", _windows_dll),
     (r"libze_loader", _driver_missing),
     (r"GLIBC_|GLIBCXX_|CXXABI_", _old_system),
@@ -138,13 +148,13 @@ def _torch_import(machine: Machine) -> Diagnosis:
 
 
 def _hung(machine: Machine) -> Diagnosis:
-    log = () if machine.is_windows else ("sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20", "sudo reboot")
+    log = "" if machine.is_windows else " What the driver says: `sudo dmesg | grep -i -e i915 -e 'xe ' | tail -n 20`."
     return problem(
         f"`import torch` didn't end within {machine.seconds:g} s: a GPU driver that hangs does this",
-        *log,
+        *(() if machine.is_windows else ("sudo reboot",)),
         advice="Restart the machine; if it hangs again, update the driver "
         f"({WINDOWS_DRIVER if machine.is_windows else CLIENT_DRIVERS}). On a machine that is merely slow, give "
-        "`yolo-xpu doctor --timeout 120`.",
+        f"`yolo-xpu doctor --timeout 120`.{log}",
     )
 
 
@@ -159,8 +169,7 @@ def _crashed(machine: Machine, probe: Probe) -> Diagnosis:
     if "SIGKILL" in probe.text:
         return problem(
             "`import torch` was killed (SIGKILL), as the system does where memory runs out",
-            "free -h",
-            advice="Close other programs, or give the container more memory.",
+            advice="Close other programs, or give the container more memory. `free -h` shows what there is.",
         )
     found = build(machine)
     return problem(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
-from .gpus import GPU, gpus, of_windows
+from .gpus import GPU, INTEL, gpus, of_windows
 from .seen import no_xpu_seen, xpus
 
 __all__ = ["CHECKS", "container"]
 
 _NODES = "/dev/dri"
 _DRIVERS = ("i915", "xe")
+_NO_GROUPS = ("root", "nogroup", "nobody")  # which no user should join
 _BAR_WITHOUT_RESIZING = 256 << 20
 _MARKS_OF_CONTAINERS = re.compile(r"docker|kubepods|containerd|libpod|lxc")
 _LIMITED = "Resizable BAR is off: the processor sees {} MiB of the card's memory at a time, which slows copies down"
@@ -75,7 +77,14 @@ def _kernel_driver(machine: Machine) -> Diagnosis:
     if machine.is_wsl:
         if machine.path("/dev/dxg").exists():
             return ok("/dev/dxg, WSL's way to the GPU of Windows")
-        return no_xpu_seen(machine) or problem(
+        if said := no_xpu_seen(machine):
+            return said
+        if kind := container(machine):
+            return _not_passed_in(
+                machine,
+                f"this container ({kind}) has no /dev/dxg, WSL's way to the GPU of Windows: it wasn't passed in",
+            )
+        return problem(
             "there is no /dev/dxg, WSL's way to the GPU of Windows",
             "wsl --update",
             "wsl --shutdown",
@@ -86,6 +95,9 @@ def _kernel_driver(machine: Machine) -> Diagnosis:
     if not found:
         return no_xpu_seen(machine) or not_applicable("no Intel GPU is on the PCI bus")
     driven = [gpu for gpu in found if gpu.driver in _DRIVERS]
+    if waiting := _meant_to_train(found, driven):
+        said = _without_driver(machine, waiting)
+        return replace(said, verdict=Verdict.WARNING) if xpus(machine) else said
     if driven:
         shown = ", ".join(f"{gpu.driver} has {gpu}" for gpu in driven)
         if odd := [gpu for gpu in driven if gpu.driver == "xe" and gpu.family.name.startswith("Arc A")]:
@@ -96,6 +108,18 @@ def _kernel_driver(machine: Machine) -> Diagnosis:
             )
         return ok(shown)
     return _without_driver(machine, found[0])
+
+
+def _meant_to_train(found: list[GPU], driven: list[GPU]) -> GPU | None:
+    """Return a GPU without a driver that suits a training better than those that have one: a card beside a UHD."""
+    known = [gpu.family for gpu in driven]
+    for gpu in found:
+        better = (gpu.family.discrete and not any(family.discrete for family in known)) or (
+            gpu.family.listed and not any(family.listed for family in known)
+        )
+        if gpu not in driven and better:
+            return gpu
+    return None
 
 
 def _without_driver(machine: Machine, gpu: GPU) -> Diagnosis:
@@ -138,7 +162,9 @@ def _newer_kernel(machine: Machine) -> tuple[str, ...]:
 
 
 def _nodes(machine: Machine) -> list[Path]:
-    return machine.glob(_NODES, "renderD*")
+    """Return the render devices of Intel's GPUs, and those whose vendor isn't told."""
+    nodes = machine.glob(_NODES, "renderD*")
+    return [n for n in nodes if machine.read(f"/sys/class/drm/{n.name}/device/vendor") in ("", INTEL)]
 
 
 def _device_files(machine: Machine) -> Diagnosis:
@@ -153,24 +179,40 @@ def _device_files(machine: Machine) -> Diagnosis:
     if not found and machine.path("/sys/bus/pci/devices").exists():
         return not_applicable("no Intel GPU is on the PCI bus")
     if kind := container(machine):
-        return problem(
-            f"this container ({kind}) has no {_NODES}/renderD*: the GPU wasn't passed in",
-            *_passed_in(),
-            advice="Run this on the host, with the image's name at the end, in place of the command that started the "
-            "container.",
-        )
+        return _not_passed_in(machine, f"this container ({kind}) has no {_NODES}/renderD*: the GPU wasn't passed in")
     if not any(gpu.driver in _DRIVERS for gpu in found):
         return not_applicable("no kernel driver has an Intel GPU")
     return problem(
         f"there is no {_NODES}/renderD*, though a kernel driver has the GPU",
-        "sudo dmesg | grep -i -e i915 -e 'xe '",
-        advice=f"The driver failed at its start; missing firmware is a common cause. {CLIENT_DRIVERS}",
+        advice="The driver failed at its start; missing firmware is a common cause. What it says: `sudo dmesg | grep "
+        f"-i -e i915 -e 'xe '`. {CLIENT_DRIVERS}",
     )
 
 
-def _passed_in() -> tuple[str, ...]:
-    group = '"$(stat -c %g /dev/dri/renderD128)"'
-    return (f"docker run -it --device /dev/dri --group-add {group} --shm-size 8g IMAGE",)
+def _not_passed_in(machine: Machine, seen: str) -> Diagnosis:
+    """Say that a container lacks the device or its group, with the command of its kind that gives them."""
+    kind = container(machine)
+    if kind == "lxc":
+        return problem(
+            seen,
+            advice="On the host, give the container the device with the number of a group of the container: in Proxmox "
+            "under Resources, Add, Device Passthrough; else with lxc.mount.entry and lxc.idmap in its configuration.",
+        )
+    if kind in ("kubepods", "containerd"):
+        return problem(seen, advice="In Kubernetes Intel's GPU device plugin gives pods the device.")
+    if machine.is_wsl:
+        given = "--device /dev/dxg -v /usr/lib/wsl:/usr/lib/wsl"
+    elif kind in ("podman", "libpod"):
+        given = "--device /dev/dri --group-add keep-groups"
+    else:
+        given = '--device /dev/dri --group-add "$(stat -c %g /dev/dri/renderD128)"'
+    program = "podman" if kind in ("podman", "libpod") else "docker"
+    return problem(
+        seen,
+        f"{program} run -it {given} --shm-size 8g IMAGE",
+        advice="Run this on the host, with the image's name at the end, in place of the command that started the "
+        "container.",
+    )
 
 
 def _permission(machine: Machine) -> Diagnosis:
@@ -188,16 +230,20 @@ def _permission(machine: Machine) -> Diagnosis:
     number = refused[0].stat().st_gid
     group = _group(machine, number)
     if container(machine):
-        return problem(
+        return _not_passed_in(
+            machine,
             f"this user may not open {_NODES}/{refused[0].name}: the container lacks the group {number} of the host",
-            *_passed_in(),
-            advice="Run this on the host, with the image's name at the end.",
+        )
+    if group in _NO_GROUPS:
+        return problem(
+            f"this user may not open {_NODES}/{refused[0].name}, which belongs to the group {group}",
+            advice=f"A udev rule should give it to the group render (`ls -l {_NODES}`); systemd's "
+            "50-udev-default.rules does. In an LXC container the host's configuration must map the device's group.",
         )
     if number in machine.groups:
         return problem(
             f"this user is in the group {group}, and may not open {refused[0].name}",
-            f"ls -l {_NODES}",
-            advice="The file's mode should be crw-rw----: a udev rule has changed it.",
+            advice=f"The file's mode should be crw-rw---- (`ls -l {_NODES}`): a udev rule has changed it.",
         )
     if _is_member(machine, group):
         return problem(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, warning
-from .seen import unless, xpus
+from .seen import of_import, unless, xpus
 
 __all__ = ["CHECKS"]
 
@@ -38,6 +38,12 @@ def _large(machine: Machine) -> Diagnosis:
                 f"{row['shown']} refuses 4 GiB at once, as its kind does; batch=-1 stays below. {limited['limit_text']}"
             )
         if row["large"]:
+            if (release := of_import(machine)) and release < (2, 8):
+                return warning(
+                    f"{row['shown']} has the room, but refused 4 GiB at once: {row['large']}",
+                    advice="A smaller batch does without. Don't lift the limit: kernels of PyTorch before 2.8 can't "
+                    "address more, and results may be wrong.",
+                )
             lift = f"set {_RELAXED}=1" if machine.is_windows else f"export {_RELAXED}=1"
             return warning(
                 f"{row['shown']} has the room, but refused 4 GiB at once: {row['large']}",
@@ -59,8 +65,8 @@ def _copies(machine: Machine) -> Diagnosis:
         if not row["intact"]:
             return warning(
                 f"{row['shown']}: what was copied to it came back changed",
-                "yolo-xpu doctor --numerics",
-                advice="Seen on Arc A under the kernel driver xe (llama.cpp#27063). Train with xpu_prefetch=0.",
+                advice="Seen on Arc A under the kernel driver xe (llama.cpp#27063). Train with xpu_prefetch=0. "
+                "`yolo-xpu doctor --numerics` tells whether results are wrong, too.",
             )
     shown = ", ".join(f"{row['bandwidth'] / 1e9:.1f} GB/s to {row['shown']}" for row in rows)
     return ok(f"{shown}, from pinned memory, 64 MiB at a time")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Any
+
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, ok, problem, warning
 from ...remedies import XPU_WHEELS
-from .seen import unless
+from .seen import unless, xpus
 
 __all__ = ["CHECKS"]
 
@@ -14,8 +18,8 @@ def _numerics(machine: Machine) -> Diagnosis:
     if probe.state in ("crashed", "hung"):
         return problem(
             f"comparing operators with the CPU's ended the process or the driver ({probe.text})",
-            "yolo-xpu doctor --numerics",
-            advice="The command shows at which operator. Update the driver, or take another release of PyTorch.",
+            advice="`yolo-xpu doctor --numerics` shows at which operator. Update the driver, or take another release "
+            "of PyTorch.",
         )
     if said := unless(machine, "numerics"):
         return said
@@ -27,21 +31,37 @@ def _numerics(machine: Machine) -> Diagnosis:
                 f"python -m {XPU_WHEELS} --upgrade",
                 advice=advice,
             )
+    without_fp64 = {device["shown"] for device in xpus(machine) if not device["fp64"]}
+    needing_fp64 = 0
     for row in probe.value:
-        if row["wrong"]:
-            more = f", and {len(row['wrong']) - 1} more" if len(row["wrong"]) > 1 else ""
-            seen, instead = row["wrong"][0]
+        expected, wrong = _sorted(row["wrong"], has_fp64=row["shown"] not in without_fp64)
+        needing_fp64 += len(expected)
+        if wrong:
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            seen, instead = wrong[0]
             return warning(
                 f"{row['shown']}: {seen}{more}. A training goes round it: {instead[:1].lower()}{instead[1:]}",
-                "yolo-xpu doctor --numerics",
-                advice="The command shows all of them; it compares anew after an update of driver or PyTorch.",
+                advice="`yolo-xpu doctor --numerics` shows all of them; it compares anew after an update of driver or "
+                "PyTorch.",
             )
     rows = probe.value
     counts = ", ".join(f"{row['compared']} of {row['of']} operators of {row['shown']}" for row in rows)
-    return ok(
-        f"{counts} are right" + ("" if all(r["compared"] == r["of"] for r in rows) else "; --numerics compares all")
-    )
+    seen = f"{counts} are right"
+    if needing_fp64:
+        seen = (
+            f"{counts} compared: right, but for {needing_fp64} that need float64, which the GPU lacks; a training goes "
+        )
+        seen += "round them"
+    return ok(seen + ("" if all(r["compared"] == r["of"] for r in rows) else "; --numerics compares all"))
 
 
-CHECKS = (DoctorCheck("numerics", "whether the XPU computes what the CPU computes", _numerics, ("numerics",)),)
+def _sorted(rows: Sequence[Any], *, has_fp64: bool) -> tuple[list[Any], list[Any]]:
+    """Return the findings that the lack of float64 explains, which no update changes, and the others."""
+    expected = [row for row in rows if not has_fp64 and re.search(r"fails with .*(fp64|float64|double)", row[0])]
+    return expected, [row for row in rows if row not in expected]
+
+
+CHECKS = (
+    DoctorCheck("numerics", "whether the XPU computes what the CPU computes", _numerics, ("devices", "numerics")),
+)
 """The check."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from .build import build, of_vision
 from .seen import unless
 
 __all__ = ["CHECKS"]
@@ -22,6 +23,11 @@ def _ultralytics(machine: Machine) -> Diagnosis:
         )
     probe = machine.probe("ultralytics")
     if probe.state in ("error", "crashed", "hung"):
+        if (found_torch := build(machine)) and "torchvision::" in f"{probe.text} {probe.said}":
+            return problem(
+                f"`import ultralytics` fails: torchvision is built for another PyTorch ({probe.text[:200]})",
+                *of_vision(found_torch),
+            )
         lines = probe.said.splitlines() or [probe.text]
         return problem(
             f"`import ultralytics` fails ({probe.text[:200]})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -49,7 +50,7 @@ def _show(console: Console, result: Result, *, with_table: bool) -> None:
 
     line(f"[{style}]{mark}[/] [bold]{escape(result.check.name)}[/]: {escape(said.seen)}", indent="")
     for i, command in enumerate(said.fix):
-        line(f"{'fix: ' if not i else '     '}[cyan]{escape(command)}[/]")
+        line(f"{'fix: ' if not i else '     '}[cyan]{escape(command)}[/]{escape(_in_powershell(command))}")
     if said.advice:
         line(escape(said.advice), indent="    " if not said.fix else "         ")
     if with_table and len(said.table) > 1:
@@ -58,6 +59,15 @@ def _show(console: Console, result: Result, *, with_table: bool) -> None:
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)
+
+
+def _in_powershell(command: str) -> str:
+    """Return what stands in PowerShell for `set` of Windows' other shell, "" for other commands."""
+    found = re.fullmatch(r"set (\w+)=(.*)", command)
+    if not found:
+        return ""
+    name, value = found.groups()
+    return f"  (in PowerShell: $env:{name} = '{value}')" if value else f"  (in PowerShell: Remove-Item Env:{name})"
 
 
 def _summary(results: Sequence[Result]) -> str:

@@ -20,6 +20,7 @@ from . import (
     several,
     user_driver,
 )
+from .installer import for_this_python
 from .probes import Probes
 
 __all__ = ["CHECKS", "Result", "examine", "exit_status", "others"]
@@ -71,7 +72,7 @@ def examine(machine: Machine, wanted: Iterable[DoctorCheck], *, with_others: boo
     asked = replace(machine, probes=Probes(machine, names | ({_OTHERS} if with_others else set())))
     for check in chosen:
         try:
-            yield Result(check, check.examine(asked))
+            yield Result(check, for_this_python(asked, check.examine(asked)))
         except Exception as error:  # a file tree, or an answer, as nobody foresaw it
             yield Result(check, not_applicable(f"the check itself failed: {type(error).__name__}: {error}"))
     if with_others:

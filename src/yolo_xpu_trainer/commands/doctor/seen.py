@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ...diagnosis import Diagnosis, Machine, Probe, not_applicable
 
-__all__ = ["is_compiled", "last_words", "no_xpu_seen", "unless", "xpus"]
+__all__ = ["is_compiled", "last_words", "no_xpu_seen", "of_import", "unless", "xpus"]
 
 _LAST = 15
 
@@ -27,6 +28,12 @@ def is_compiled(machine: Machine) -> bool:
     """Whether PyTorch, once imported, said that it is built for XPUs."""
     probe = machine.probe("import")
     return probe.state == "ok" and bool(probe.value["compiled"])
+
+
+def of_import(machine: Machine) -> tuple[int, ...]:
+    """Return the first two numbers of the version of the PyTorch that was imported; none where it can't be."""
+    probe = machine.probe("import")
+    return tuple(int(n) for n in re.findall(r"\d+", probe.value["version"])[:2]) if probe.state == "ok" else ()
 
 
 def unless(machine: Machine, name: str) -> Diagnosis | None:

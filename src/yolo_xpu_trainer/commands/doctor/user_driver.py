@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
 from ...remedies import CLIENT_DRIVERS, WINDOWS_DRIVER
-from .gpus import of_windows
+from .gpus import family_of, of_windows
 from .kernel import container
 from .seen import no_xpu_seen, xpus
 
@@ -46,7 +46,13 @@ def install(machine: Machine) -> tuple[str, ...]:
     release = machine.read("/etc/os-release").lower()
     words = set(re.findall(r"^(?:id|id_like)=\"?([^\"\n]*)", release, re.MULTILINE))
     names = {name for line in words for name in line.split()}
-    if names & {"ubuntu", "debian"}:
+    if "ubuntu" in names:  # 24.04's own packages are older than Arc B
+        return (
+            "sudo add-apt-repository -y ppa:kobuk-team/intel-graphics",
+            "sudo apt update",
+            "sudo apt install libze1 libze-intel-gpu1 intel-ocloc",
+        )
+    if "debian" in names:
         return ("sudo apt update", "sudo apt install libze1 libze-intel-gpu1 intel-opencl-icd")
     if "fedora" in names:
         return ("sudo dnf install oneapi-level-zero intel-compute-runtime",)
@@ -185,8 +191,9 @@ def _driver_version(machine: Machine) -> Diagnosis:
         return not_applicable("can't tell: PyTorch sees no XPU that could tell its driver's version")
     # Driver 26.05.37020 (torch-xpu-ops#4396) with 2.13: nonzero misses elements.
     if release == (2, 13) and "37020" in told:
-        return problem(
-            f"driver {told} with PyTorch 2.13: nonzero misses elements (torch-xpu-ops#4396)",
+        is_seen_there = any(family_of(f"{device['id'] or 0:04x}").name.startswith("Arc B") for device in found)
+        return (problem if is_seen_there else warning)(
+            f"driver {told} with PyTorch 2.13: on Arc B nonzero was seen to miss elements (torch-xpu-ops#4396)",
             *install(machine),
             advice="It was right with driver 26.22.38646, and with PyTorch 2.12 or 2.14 on either.",
         )
