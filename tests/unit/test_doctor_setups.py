@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from yolo_xpu_trainer.commands import doctor
-from yolo_xpu_trainer.commands.doctor import gpus, report, runner
+from yolo_xpu_trainer.commands.doctor import report, runner
 from yolo_xpu_trainer.commands.doctor.runner import Result
-from yolo_xpu_trainer.diagnosis import Verdict
+from yolo_xpu_trainer.diagnosis import Verdict, gpus
 from yolo_xpu_trainer.diagnosis.children import CrashedError
 
 from ..machines import GIB, HUNG, SEGFAULT, Setup, device, devices

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from ...diagnosis.gpus import GPU, gpus, of_windows
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
-from .gpus import GPU, gpus, of_windows
 from .seen import no_xpu_seen, xpus
 
 __all__ = ["CHECKS", "container"]
