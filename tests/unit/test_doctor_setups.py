@@ -92,7 +92,7 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         lambda s: [(s.site / "torch/version.py").unlink(), (s.site / "torch").rmdir(), s.uninstall("torch")],
         "torch-build",
         "isn't installed",
-        "pip install torch torchvision --index-url",
+        WHEELS,
     ),
     "PyTorch without most of its files": (
         lambda s: [

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, machine: Machine | None = None) -> int:
         print("\nNothing is to be installed. `yolo-xpu doctor` looks at the driver and the rest.")
         if not args.constraints:
             print(
-                f"`yolo-xpu init --constraints {_quoted(file, machine)}` writes these versions to a file that keeps them:"
+                f"`yolo-xpu init --constraints {_quoted(file, machine)}` writes these versions to a file to keep them:"
             )
         print(f"python -m pip install -U -c {_quoted(file, machine)} ultralytics")
     return 1 if plan.doubts else 0
