@@ -674,6 +674,13 @@ def test_the_page_names_every_check_and_option() -> None:
     assert options == set(re.findall(r"(?<=`)--[a-z]+", text))
 
 
+def test_another_build_without_torchvision_is_replaced_rather_than_added_to(setup: Setup) -> None:
+    setup.torch("2.14.1+cu130")
+    setup.uninstall("torchvision")
+    result = next(result for result in examine(setup) if result.check.name == "torchvision")
+    assert re.search(WHEELS, " ".join(result.diagnosis.fix))
+
+
 # What others read
 
 
