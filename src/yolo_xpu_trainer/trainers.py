@@ -23,7 +23,7 @@ import torch
 from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, RANK, colorstr
 
-from . import devices, elastic
+from . import devices, elastic, unused_gpu
 from .errors import DeviceError, OptionValueError, RankError, RunUnderWayError, XPUTrainerError
 from .options import Options
 from .patches import Patch, applied
@@ -234,6 +234,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             and self.args.device in (None, "")
             and (problem := devices.why_none())
         ):
+            unused_gpu.leave_unsaid()
             _LOGGER.warning(
                 f"XPU: {type(self).__name__} finds no XPU: {problem.seen}. Training goes on with Ultralytics' own "
                 f"choice of device. {problem.remedy} `yolo-xpu doctor` says more."

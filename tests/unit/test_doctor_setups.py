@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from yolo_xpu_trainer.commands import doctor
-from yolo_xpu_trainer.commands.doctor import gpus, render, report, runner
+from yolo_xpu_trainer.commands.doctor import render, report, runner
 from yolo_xpu_trainer.commands.doctor.runner import Result
-from yolo_xpu_trainer.diagnosis import Verdict
+from yolo_xpu_trainer.diagnosis import Verdict, gpus
 from yolo_xpu_trainer.diagnosis.children import CrashedError
 
 from ..machines import GIB, HUNG, SEGFAULT, Setup, device, devices
@@ -123,7 +123,7 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         lambda s: [(s.site / "torch/version.py").unlink(), (s.site / "torch").rmdir(), s.uninstall("torch")],
         "torch-build",
         "isn't installed",
-        "pip install torch torchvision --index-url",
+        WHEELS,
     ),
     "PyTorch without most of its files": (
         lambda s: [
@@ -900,6 +900,13 @@ def test_the_page_names_every_check_and_option() -> None:
     doctor.add_arguments(parser)
     options = set(re.findall(r"--[a-z]+", parser.format_help()))
     assert options == set(re.findall(r"(?<=`)--[a-z]+", text))
+
+
+def test_another_build_without_torchvision_is_replaced_rather_than_added_to(setup: Setup) -> None:
+    setup.torch("2.14.1+cu130")
+    setup.uninstall("torchvision")
+    result = next(result for result in examine(setup) if result.check.name == "torchvision")
+    assert re.search(WHEELS, " ".join(result.diagnosis.fix))
 
 
 # What others read

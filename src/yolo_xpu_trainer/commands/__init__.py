@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "measure images per second of training and inference, with plain Ultralytics and with this package",
     "demo": "train a small detector of handwritten digits on a data set that is drawn on the spot",
     "doctor": "say whether a training works on this machine, and print the commands that fix what doesn't",
+    "init": "say which PyTorch wheels to install on this machine, in which order, and write constraints that keep them",
     "options": "list the `xpu_*` options, their defaults and what they do",
     "plugins": "show which plugins implement which hook, in the order in which they are called",
     "train": "run `yolo train`, and go on from the last checkpoint where the device or the driver ends it",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import devices
+from .. import devices, unused_gpu
 from ..patches import patch
 from ..plugins import check_environment
 
@@ -26,6 +26,8 @@ def select_device(original: Callable[..., Any], device: Any = "", *args: Any, **
     """Return the XPU that a request means, or what Ultralytics makes of it."""
     indices = devices.resolve(device, prefer_xpu=False)
     if indices is None:
+        if device is None or device == "":
+            unused_gpu.tell()
         return original(device, *args, **kwargs)
     check_environment()  # every mode comes by here, before it loads data
     if len(indices) == 1:

@@ -117,7 +117,7 @@ def _torch_build(machine: Machine) -> Diagnosis:
             )
     found = build(machine)
     if found is None:
-        return problem("PyTorch isn't installed", f"python -m {XPU_WHEELS}")
+        return problem("PyTorch isn't installed", *replace_build())  # a torchvision of another build may be
     if not found.version:
         return problem(f"PyTorch's files are incomplete: {found.path} has no version", *reinstall())
     if found.kind == "XPU":
@@ -254,7 +254,7 @@ def _version_of_vision(machine: Machine) -> str:
 def of_vision(found: Build) -> tuple[str, ...]:
     """Return the commands that install the torchvision that fits a PyTorch."""
     if found.kind != "XPU" or len(found.release) < 2:
-        return (f"python -m {XPU_WHEELS}",)
+        return replace_build()
     pinned = f"torchvision==0.{found.release[1] + _TORCHVISION_IS_AHEAD}.*"
     return (
         "python -m pip uninstall -y torchvision",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
+from ...diagnosis.gpus import family_of
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
 from . import environment, kernel, user_driver
-from .gpus import family_of
 from .seen import is_compiled, last_words, unless, xpus
 from .user_driver import install
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
+from ...diagnosis.gpus import GPU, INTEL, gpus, of_windows
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
-from .gpus import GPU, INTEL, gpus, of_windows
 from .seen import no_xpu_seen, xpus
 
 __all__ = ["CHECKS", "container"]

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from ...diagnosis.gpus import family_of, of_windows
 from ...remedies import CLIENT_DRIVERS, WINDOWS_DRIVER
-from .gpus import family_of, of_windows
 from .kernel import container
 from .seen import no_xpu_seen, xpus
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...diagnosis import Machine
+from .machine import Machine
 
 __all__ = ["GPU", "INTEL", "Family", "family_of", "gpus", "of_windows"]
 
