@@ -22,6 +22,7 @@ _LOGGER = logging.getLogger("ultralytics")
 _PERIOD = 1.0  # seconds between two signs of life
 _SILENCE = 30.0  # seconds without one after which a rank is gone: killed, its machine off, its network cut
 _UNTIL_SAVED = 20.0
+_LATE = 5.0  # seconds after which this process was suspended (Ctrl-Z, scontrol suspend), as the others may have been
 _DONE = "done"
 _STATUS = 75  # EX_TEMPFAIL of sysexits.h: another process may go on
 
@@ -61,10 +62,14 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to look. Every rank has made its watchdog by now."""
-        self._heard = self._advanced = time.monotonic()
-        self._signs = [(self._heard, "")] * len(self._peers)
+        self._look_anew(time.monotonic())
         for function in (self._talk, self._judge):
             threading.Thread(target=function, name=f"xpu-{function.__name__.strip('_')}", daemon=True).start()
+
+    def _look_anew(self, now: float) -> None:
+        """Forget how long nothing was heard of the others."""
+        self._heard = self._advanced = now
+        self._signs = [(now, value) for _, value in self._signs]
 
     def step(self) -> None:
         """Note that this rank is on its way."""
@@ -130,8 +135,12 @@ class Watchdog:
 
     def _judge(self) -> None:
         since = None
+        before = time.monotonic()
         while not self._stopped.wait(0.25):
             now = time.monotonic()
+            if now - before > _LATE:
+                self._look_anew(now)
+            before = now
             if self._failure:
                 # The main thread may be on its way out with an error that says more.
                 since = since or now

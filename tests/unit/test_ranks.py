@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,3 +131,21 @@ def test_ranks_that_have_come_to_their_end_are_not_missed(
     time.sleep(2.5)
     assert not ended
     assert first.failure() == ""
+
+
+def test_a_run_that_was_suspended_goes_on(
+    make: Callable[..., list[Watchdog]], ended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_PERIOD", 1.0)  # so that the clock is looked at before the others are heard of
+    monkeypatch.setattr(watchdog, "_SILENCE", 3.0)
+    suspended = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + suspended, sleep=time.sleep)
+    monkeypatch.setattr(watchdog, "time", clock)
+    first, second, _ = make()
+    suspended = 60.0
+    time.sleep(2)
+    assert not ended
+    second._stopped.set()
+    wait_for(lambda: len(ended) == 2)
+    assert all("because rank 1 gave no sign of life" in text for text in ended)
+    assert first.failure()
