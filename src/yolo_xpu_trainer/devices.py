@@ -352,8 +352,8 @@ def of_rank(requested: object, local_rank: int, *, prefer_xpu: bool) -> int | No
     """Decide which XPU one of several processes trains on that a launcher started on this machine.
 
     Args:
-        requested: As for `resolve`: "xpu" means an XPU for each process, a list names them in the order of the ranks. The
-            one index that is `local_rank` names this process's own, as in scripts for torchrun.
+        requested: As for `resolve`: "xpu" means an XPU for each process, a list names them in the order of the ranks,
+            and the one index that is `local_rank` names this process's own, as in scripts for torchrun.
         local_rank: The process's rank on this machine.
         prefer_xpu: As for `resolve`.
 

@@ -43,7 +43,7 @@ def test_a_script_may_name_each_process_its_own_device(xpu: torch.device, reques
 @pytest.mark.xpu_profile("max-1550")
 @pytest.mark.parametrize("requested", ["xpu", "xpu:1"])
 def test_more_processes_than_devices_are_an_error(xpu: torch.device, requested: str) -> None:
-    with pytest.raises(NoSuchXPUError, match="Use device='xpu'.* start as many processes as XPUs"):
+    with pytest.raises(NoSuchXPUError, match=r"Use device='xpu'.* start as many processes as XPUs"):
         devices.of_rank(requested, 2, prefer_xpu=True)
 
 
