@@ -31,9 +31,7 @@ _NAME = "yolo-xpu/group"
 _FIRST = 180.0  # seconds that a first all-reduce may take, in which kernels are built and connections made
 _MASKS = ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")
 _UNTIL_CLOSED = 10.0
-_TOGETHER = (
-    600.0  # seconds that the processes, which a launcher starts at about the same time, may take to come together
-)
+_TOGETHER = 600.0  # seconds until all processes, which a launcher starts at about the same time, must be there
 _LONGER = 30.0  # seconds that an operation waits longer than the watchdog, which knows who is behind
 _CUT = ("connection closed by peer", "connection reset", "broken pipe", "socket timeout", "timed out", "timeout")
 
@@ -210,8 +208,9 @@ def _come_together(launch: Launch, timeout: float) -> None:
     Raises:
         CollectivesError: The processes don't find each other.
     """
+    together = timedelta(seconds=min(timeout + _LONGER, _TOGETHER))
     try:
-        _init(launch, timedelta(seconds=min(timeout, _TOGETHER)), timedelta(seconds=timeout + _LONGER))
+        _init(launch, together, timedelta(seconds=timeout + _LONGER))
     except (RuntimeError, ValueError) as error:  # a ValueError where the address isn't set, or isn't one
         raise CollectivesError(
             f"Rank {launch.rank} of {launch.world_size} can't come together with the others by "
