@@ -172,7 +172,7 @@ def _serve(port: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_rank_comes_to_its_end_though_the_store_does_not_answer() -> None:
+def test_a_rank_comes_to_its_end_though_the_store_does_not_answer(ended: list[str]) -> None:
     processes = multiprocessing.get_context("fork")
     here, there = processes.Pipe()
     server = processes.Process(target=_serve, args=(there,), daemon=True)
@@ -180,11 +180,14 @@ def test_a_rank_comes_to_its_end_though_the_store_does_not_answer() -> None:
     try:
         assert here.poll(20)
         client = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            "127.0.0.1", here.recv(), is_master=False, timeout=timedelta(seconds=15)
+            "127.0.0.1", here.recv(), is_master=False, timeout=timedelta(seconds=30)
         )
         one = Watchdog(client, 0, ["rank 0"], "run", patience=600)
+        one.start()
+        time.sleep(0.3)
         os.kill(server.pid or 0, signal.SIGSTOP)
-        ending = threading.Thread(target=lambda: (one.fail("an error"), one.stop()), daemon=True)
+        time.sleep(0.3)  # by now the watchdog's own thread waits for an answer
+        ending = threading.Thread(target=one.stop, daemon=True)
         ending.start()
         ending.join(8)
         assert not ending.is_alive()
