@@ -353,7 +353,8 @@ def of_rank(requested: object, local_rank: int, *, prefer_xpu: bool) -> int | No
     """Decide which XPU one of several processes trains on that a launcher started on this machine.
 
     Args:
-        requested: As for `resolve`: "xpu" means an XPU for each process, a list names them in the order of the ranks.
+        requested: As for `resolve`: "xpu" means an XPU for each process, a list names them in the order of the ranks,
+            and the one index that is `local_rank` names this process's own, as in scripts for torchrun.
         local_rank: The process's rank on this machine.
         prefer_xpu: As for `resolve`.
 
@@ -371,11 +372,14 @@ def of_rank(requested: object, local_rank: int, *, prefer_xpu: bool) -> int | No
         indices = tuple(range(count()))
         if len(indices) == 1 and any(os.environ.get(name) for name in _MASKS):
             return 0  # the launcher, or its script, shows each process one of its own
+    if indices == (local_rank,):
+        return local_rank
     if local_rank >= len(indices):
         names = ",".join(map(str, indices))
         raise NoSuchXPUError(
             f"This is process {local_rank + 1} on this machine, but device={requested!r} means xpu:{names} here, one "
-            f"for a process. Start as many processes as XPUs; this one sees {describe()}.",
+            f"for a process. Use device='xpu', which gives each process its own, and start as many processes as XPUs; "
+            f"this one sees {describe()}.",
             requested=requested,
             seen=describe(),
         )

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["interrupted", "leave_note", "remove_note", "settle_folder"]
 
 _LOGGER = logging.getLogger("ultralytics")
 _NOTE = ".launched.json"
+_trainings = 0  # of this process, up to now: the script does the same ones again where it is started again
 
 
 def settle_folder(args: Any, group: Group) -> Path | None:
@@ -41,6 +43,8 @@ def settle_folder(args: Any, group: Group) -> Path | None:
     """
     from ultralytics.cfg import get_save_dir
 
+    global _trainings
+    _trainings += 1
     wanted = copy.copy(args)
     wanted.exist_ok = True
     base = Path(get_save_dir(wanted))
@@ -78,10 +82,14 @@ def interrupted(base: Path, launch: Launch) -> Path | None:
     me = _me(launch)
     if me is None or not base.parent.is_dir():
         return None
-    for folder in sorted(base.parent.glob(f"{base.name}*"), key=lambda folder: -_changed(folder / _NOTE)):
+    name = re.compile(re.escape(base.name) + r"-?\d*")  # Ultralytics puts a number behind a name that is taken
+    folders = [folder for folder in base.parent.iterdir() if name.fullmatch(folder.name)]
+    for folder in sorted(folders, key=lambda folder: -_changed(folder / _NOTE)):
         try:
             said = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            continue
+        if said.get("training") != _trainings:  # an earlier one of this process, or another one of the script
             continue
         if said.get("launcher") == me["launcher"]:
             return folder
@@ -104,7 +112,7 @@ def remove_note(folder: Path) -> None:
 
 
 def _me(launch: Launch) -> dict[str, Any] | None:
-    """Return what tells this launch apart: the run's id, and the launcher, which may start it again."""
+    """Return what tells this launch apart: the run's id, the launcher, which may start it again, and which training."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     import psutil
@@ -114,7 +122,7 @@ def _me(launch: Launch) -> dict[str, Any] | None:
         started = psutil.Process(parent).create_time()
     except psutil.Error:
         started = 0.0
-    return {"run": launch.run_id, "launcher": [socket.gethostname(), parent, started]}
+    return {"run": launch.run_id, "launcher": [socket.gethostname(), parent, started], "training": _trainings}
 
 
 def _changed(note: Path) -> float:
@@ -130,5 +138,5 @@ def _epoch(last: Path) -> int | None:
         saved = torch.load(last, map_location="cpu", weights_only=False)
         epoch = int(saved["epoch"])
         return -1 if epoch + 1 >= int(saved["train_args"]["epochs"]) else epoch
-    except (OSError, KeyError, TypeError, ValueError):
+    except Exception:  # of whatever type a damaged file, or its classes, raise
         return None

@@ -30,7 +30,7 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "MPI": (
         ("PMI_RANK",),
-        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
+        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "LOCAL_RANK"),
         ("PMI_SIZE",),
         ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
         (),
@@ -65,8 +65,8 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
         rank, local_rank, world_size, local_world_size, node = values
         if rank is None or world_size is None or _number(environment, world_size) < 2:
             continue
-        if local_rank is None and launcher == "PALS":
-            continue  # another launcher that speaks PMI
+        if local_rank is None and (launcher == "PALS" or (launcher == "MPI" and environment.get("SLURM_LOCALID"))):
+            continue  # another launcher that speaks PMI, as srun does where SLURM's MpiDefault is pmi2
         if local_rank is None:
             raise UsageError(
                 f"{launcher} started this process as rank {environment[rank]} of {environment[world_size]}, but says "
@@ -84,13 +84,21 @@ def apply_to(environment: MutableMapping[str, str]) -> str | None:
             found.update(_tasks_on_this_node(environment))
         if node is not None:
             found["GROUP_RANK"] = environment[node]
-        environment.setdefault("MASTER_ADDR", _first_machine(launcher, environment, found))
-        environment.setdefault("MASTER_PORT", str(_port(environment)))
+        if not environment.get("MASTER_ADDR"):
+            environment["MASTER_ADDR"] = _first_machine(launcher, environment, found)
+        if not environment.get("MASTER_PORT"):
+            environment["MASTER_PORT"] = str(_port(environment))
         environment.update(found)
         if launcher == "SLURM":
             environment["TORCHELASTIC_RUN_ID"] = environment.get("SLURM_JOB_ID", "")
             _count_restarts_of_the_job(environment)
         return launcher
+    if environment.get("RANK") and environment.get("WORLD_SIZE") and _number(environment, "WORLD_SIZE") > 1:
+        raise UsageError(
+            f"RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are set, but LOCAL_RANK isn't, by "
+            "which this process's GPU is chosen. Set it to the process's number on its machine, or unset all of them "
+            "to train in one process alone."
+        )
     _clear(environment)
     return None
 
@@ -141,8 +149,8 @@ def _first_machine(launcher: str, environment: Mapping[str, str], found: Mapping
 def _first_of_slurm(environment: Mapping[str, str]) -> str:
     """Return the first name of a list such as "node[03-07,9],login1"."""
     names = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
-    match = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", names)
-    return match[1] + (match[2] or "") + (match[3] or "") if match else ""
+    match = re.match(r"(?:[^\[,]|\[[^\]]*\])*", names)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match[0]) if match else ""
 
 
 def _first_of_pbs(environment: Mapping[str, str]) -> str:
@@ -153,7 +161,7 @@ def _first_of_pbs(environment: Mapping[str, str]) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """Return a port that every process of a job comes to, and other jobs on the machine do not."""
+    """Return a port that every process of a job, or a step of it, comes to, and others on the machine do not."""
     job = environment.get("SLURM_JOB_ID") or environment.get("PBS_JOBID") or ""
-    digits = re.sub(r"\D", "", job)
+    digits = re.sub(r"\D", "", job + environment.get("SLURM_STEP_ID", ""))
     return _PORTS[int(digits) % len(_PORTS)] if digits else 29500

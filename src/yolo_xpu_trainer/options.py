@@ -36,12 +36,12 @@ class Option(Generic[T]):
 
     Attributes:
         name: The name without `xpu_`.
-        default: The value where nobody says anything. Its type is the option's: bool, int, float or str. Numbers are
-            0 or greater.
+        default: The value where nobody says anything. Its type is the option's: bool, int, float or str.
         help: What the option does, in one sentence.
         modes: Where it acts: "train", or "all" for validation, prediction and the rest as well.
         words: Words that are values, too, beside those of the option's type.
         tried: Values that `yolo-xpu autotune` may choose among: with none of them another model is trained.
+        least: The least number that is a value.
         usual: The value on a device where nobody says anything, given its `DeviceInfo`; None where it is the default
             on every device.
     """
@@ -52,6 +52,7 @@ class Option(Generic[T]):
     modes: str = "train"
     words: tuple[str, ...] = ()
     tried: tuple[T, ...] = ()
+    least: int = 0
     usual: Callable[[Any], T] | None = None
 
     @property
@@ -114,15 +115,15 @@ class Option(Generic[T]):
             expected = "True or False"
             parsed = True if text.lower() in TRUE_WORDS else False if text.lower() in _FALSE_WORDS else None
         elif isinstance(self.default, int):
-            expected = "an integer ≥ 0"
-            parsed = int(text) if text.isascii() and text.isdigit() else None
+            expected = f"an integer ≥ {self.least}"
+            parsed = int(text) if text.isascii() and text.isdigit() and int(text) >= self.least else None
         else:
-            expected = "a number ≥ 0"
+            expected = f"a number ≥ {self.least}"
             try:
                 parsed = float(text)
             except ValueError:
                 parsed = None
-            parsed = parsed if parsed is not None and 0 <= parsed < math.inf else None
+            parsed = parsed if parsed is not None and self.least <= parsed < math.inf else None
         if parsed is None:
             expected = " or ".join([expected, *map(repr, self.words)])
             raise OptionValueError(f"{name}={value!r} is invalid: it must be {expected}.", name=name, value=value)

@@ -31,6 +31,7 @@ _NAME = "yolo-xpu/group"
 _FIRST = 180.0  # seconds that a first all-reduce may take, in which kernels are built and connections made
 _MASKS = ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")
 _UNTIL_CLOSED = 10.0
+_TOGETHER = 600.0  # seconds until all processes, which a launcher starts at about the same time, must be there
 _LONGER = 30.0  # seconds that an operation waits longer than the watchdog, which knows who is behind
 _CUT = ("connection closed by peer", "connection reset", "broken pipe", "socket timeout", "timed out", "timeout")
 
@@ -92,17 +93,9 @@ class Group:
         self._own = not torch.distributed.is_initialized()
         self.watchdog: Watchdog | None = None
         self._handler = _raise_at_sigterm()
-        if self._own:
-            try:
-                _init(launch, timedelta(seconds=timeout + _LONGER))
-            except RuntimeError as error:
-                raise CollectivesError(
-                    f"Rank {launch.rank} of {launch.world_size} can't come together with the others by "
-                    f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {_first_line(error)} See that "
-                    "every process was started, and that their machines reach that address.",
-                    rank=launch.rank,
-                ) from error
         try:
+            if self._own:
+                _come_together(launch, timeout)
             first_all_reduce(device.device, timeout)
             masks = " ".join(f"{name}={os.environ[name]}" for name in _MASKS if os.environ.get(name))
             host = socket.gethostname()
@@ -192,12 +185,15 @@ class Group:
             error: What ends this process's part before the run's end, which the others are told.
         """
         if self.watchdog is not None:
-            if error is not None and not isinstance(error, (RankError, _TerminatedError)):
+            if isinstance(error, _TerminatedError):
+                self.watchdog.fail("ended by SIGTERM")
+            elif error is not None and not isinstance(error, RankError):
                 self.watchdog.fail(f"{type(error).__name__}: {error}")
                 _note_for_torchrun(error)
             self.watchdog.stop()
         if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+            with contextlib.suppress(ValueError):  # in another thread than the main one
+                signal.signal(signal.SIGTERM, self._handler)
             self._handler = None
         if self._own and torch.distributed.is_initialized():
             # Where others wait in an operation it may never return.
@@ -206,20 +202,38 @@ class Group:
             closing.join(_UNTIL_CLOSED)
 
 
-def _init(launch: Launch, timeout: timedelta) -> None:
+def _come_together(launch: Launch, timeout: float) -> None:
+    """Open the process group, or say in one paragraph why that can't be.
+
+    Raises:
+        CollectivesError: The processes don't find each other.
+    """
+    together = timedelta(seconds=min(timeout + _LONGER, _TOGETHER))
+    try:
+        _init(launch, together, timedelta(seconds=timeout + _LONGER))
+    except (RuntimeError, ValueError) as error:  # a ValueError where the address isn't set, or isn't one
+        raise CollectivesError(
+            f"Rank {launch.rank} of {launch.world_size} can't come together with the others by "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {_first_line(error)} See that "
+            "every process was started, and that their machines reach that address.",
+            rank=launch.rank,
+        ) from error
+
+
+def _init(launch: Launch, together: timedelta, timeout: timedelta) -> None:
     """Open the process group, by keys that no earlier one has used.
 
     A torchrun that starts its processes again keeps their store, in which a rank would find where another one could be
     reached before. So rank 0 gives this group a name, and the others wait until it has read what they say under it.
     """
     store, rank, world_size = next(
-        torch.distributed.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)  # type: ignore[attr-defined]
+        torch.distributed.rendezvous("env://", launch.rank, launch.world_size, timeout=together)  # type: ignore[attr-defined]
     )
     me = name = secrets.token_hex(8)
     if rank == 0:
         store.set(_NAME, name)
     said_under = ""
-    until = time.monotonic() + timeout.total_seconds()
+    until = time.monotonic() + together.total_seconds()
     while True:
         if rank == 0:
             keys = [f"{name}/here/{other}" for other in range(1, world_size)]
@@ -234,8 +248,9 @@ def _init(launch: Launch, timeout: timedelta) -> None:
             if store.check([f"{name}/go"]) and me in store.get(f"{name}/go").decode().split():
                 break
         if time.monotonic() > until:
-            raise RuntimeError(f"not every rank was there within {timeout.total_seconds():g} s.")
+            raise RuntimeError(f"not every rank was there within {together.total_seconds():g} s.")
         time.sleep(0.05)
+    store.set_timeout(timeout)
     store = torch.distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("xccl", timeout=timeout, store=store, rank=rank, world_size=world_size)
 

@@ -15,6 +15,7 @@ RANK_TIMEOUT = Option(
     "rank_timeout",
     10800,
     "how long, in seconds, the processes of a run on several GPUs wait for each other before all of them are ended",
+    least=1,
 )
 
 

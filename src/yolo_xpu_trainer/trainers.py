@@ -139,7 +139,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         Before Ultralytics' own `__init__`, in which one process of each machine checks the data set for the others.
         """
         launch = launched()
-        if launch is None:
+        if launch is None or self._has_own_process_group():
             return None
         asked = overrides["device"] if "device" in overrides else get_cfg(cfg).device
         index = devices.of_rank(asked, launch.local_rank, prefer_xpu=not self.automatic)

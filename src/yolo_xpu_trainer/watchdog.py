@@ -22,6 +22,8 @@ _LOGGER = logging.getLogger("ultralytics")
 _PERIOD = 1.0  # seconds between two signs of life
 _SILENCE = 30.0  # seconds without one after which a rank is gone: killed, its machine off, its network cut
 _UNTIL_SAVED = 20.0
+_UNTIL_TOLD = 2.0  # seconds that this process waits for a store that may be gone, and whose requests then block
+_LATE = 5.0  # seconds after which this process was suspended (Ctrl-Z, scontrol suspend), as the others may have been
 _DONE = "done"
 _STATUS = 75  # EX_TEMPFAIL of sysexits.h: another process may go on
 
@@ -61,10 +63,14 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to look. Every rank has made its watchdog by now."""
-        self._heard = self._advanced = time.monotonic()
-        self._signs = [(self._heard, "")] * len(self._peers)
+        self._look_anew(time.monotonic())
         for function in (self._talk, self._judge):
             threading.Thread(target=function, name=f"xpu-{function.__name__.strip('_')}", daemon=True).start()
+
+    def _look_anew(self, now: float) -> None:
+        """Forget how long nothing was heard of the others."""
+        self._heard = self._advanced = now
+        self._signs = [(now, value) for _, value in self._signs]
 
     def step(self) -> None:
         """Note that this rank is on its way."""
@@ -79,8 +85,7 @@ class Watchdog:
     def fail(self, text: str) -> None:
         """Tell the others of an error that ends this rank, unless another one was first."""
         if not self._stopped.is_set() and not self._failure:
-            with contextlib.suppress(Exception):
-                self._tell(f"{self._peers[self._rank]} failed: {text}")
+            _attempt(lambda: self._tell(f"{self._peers[self._rank]} failed: {text}"))
 
     def failure(self, wait: float = 0.0) -> str:
         """Return what ended another rank, "" where nothing did.
@@ -97,8 +102,7 @@ class Watchdog:
         """Look no more: this rank has come to its end."""
         if not self._stopped.is_set():
             self._stopped.set()
-            with contextlib.suppress(Exception):
-                self._store.set(self._key(self._rank), _DONE)
+            _attempt(lambda: self._store.set(self._key(self._rank), _DONE))
 
     def _key(self, rank: int) -> str:
         return f"{self._prefix}/{rank}"
@@ -130,8 +134,12 @@ class Watchdog:
 
     def _judge(self) -> None:
         since = None
+        before = time.monotonic()
         while not self._stopped.wait(0.25):
             now = time.monotonic()
+            if now - before > _LATE:
+                self._look_anew(now)
+            before = now
             if self._failure:
                 # The main thread may be on its way out with an error that says more.
                 since = since or now
@@ -163,9 +171,22 @@ class Watchdog:
         if self._stopped.is_set():
             return
         self._failure = self._failure or text
-        threading.Thread(target=self._tell, args=(text,), daemon=True).start()  # the store may block
-        time.sleep(wait)
+        started = time.monotonic()
+        _attempt(lambda: self._tell(text))
+        time.sleep(max(0.0, wait - (time.monotonic() - started)))
         end_process(f"{self._peers[self._rank]} is ended, because {text}.", lambda: self._ended(text), self._saving)
+
+
+def _attempt(request: Callable[[], Any]) -> None:
+    """Ask the store for something, and wait for it no longer than it takes where the store is there."""
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            request()
+
+    asking = threading.Thread(target=ask, name="xpu-ask", daemon=True)
+    asking.start()
+    asking.join(_UNTIL_TOLD)
 
 
 def _steps(value: str) -> int:

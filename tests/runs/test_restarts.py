@@ -82,7 +82,9 @@ def epochs(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("act", "seen"), [(LOSE, "the device was lost"), (KILL, "it was ended by SIGKILL")], ids=["lost", "killed"]
+    ("act", "seen"),
+    [(LOSE, "the device or another process was lost"), (KILL, "it was ended by SIGKILL")],
+    ids=["lost", "killed"],
 )
 def test_a_run_goes_on_from_its_last_checkpoint(supervise: Supervise, tmp_path: Path, act: str, seen: str) -> None:
     done = supervise(act)
@@ -116,7 +118,7 @@ def test_the_statuses_are_those_of_the_errors() -> None:
 def test_it_ends_after_so_many_restarts(supervise: Supervise) -> None:
     done = supervise(LOSE, "--restarts", "1", times=9)
     assert done.returncode == command.LOST
-    assert done.stderr.count("yolo-xpu train: the device was lost") == 2
+    assert done.stderr.count("yolo-xpu train: the device or another process was lost") == 2
     assert "was lost in epoch 2 of 3" in done.stderr
 
 
@@ -187,7 +189,7 @@ def test_what_ends_it_ends_the_child_as_well(data: TrainingData, tmp_path: Path,
 @pytest.mark.parametrize(
     ("status", "hung", "worth", "text"),
     [
-        (75, 0.0, True, "the device was lost"),
+        (75, 0.0, True, "the device or another process was lost"),
         (-9, 0.0, True, "it was ended by SIGKILL"),
         (139, 0.0, True, "it was ended by SIGSEGV"),
         (-9, 200.0, True, "it made no step for 200 s"),

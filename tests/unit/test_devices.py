@@ -28,6 +28,7 @@ from yolo_xpu_trainer.errors import (
     WrongBuildError,
     XPUTrainerError,
 )
+from yolo_xpu_trainer.versions import knows_accelerators
 
 from ..conftest import TrainingData
 
@@ -247,6 +248,16 @@ class OverGloo(XPUTrainer, Gloo): ...
 @two_xpus
 def test_a_trainer_that_sets_up_its_processes_itself_is_left_to_it(build: Build, without_xccl: None) -> None:
     assert build("xpu:0,1", trainer=OverGloo).ddp
+
+
+@two_xpus
+@pytest.mark.skipif(not knows_accelerators(), reason="this Ultralytics sets up the processes by CUDA alone")
+def test_so_is_one_whose_processes_a_launcher_started(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    trainer = build("xpu:0,1", trainer=OverGloo)
+    assert trainer._group is None
+    assert not torch.distributed.is_initialized()
 
 
 # Requests that can't be met. They are refused before any data is looked for.

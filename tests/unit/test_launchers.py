@@ -49,6 +49,8 @@ def test_slurms_step_is_read() -> None:
         ("r1-[3-4]-ib", "r1-3-ib"),
         ("a[1,5],b2", "a1"),
         ("a.b.c[1-2]", "a.b.c1"),
+        ("rack[1-2]n[03-04]", "rack1n03"),
+        ("rack[1,3]n[03,05]-ib,b2", "rack1n03-ib"),
     ],
 )
 def test_rank_0_is_on_the_first_node_of_slurms_list(nodes: str, first: str) -> None:
@@ -74,6 +76,28 @@ def test_intel_mpi_on_one_machine_needs_no_address() -> None:
     assert apply_to(environment) == "MPI"
     assert environment["LOCAL_RANK"] == "3"
     assert environment["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_a_local_rank_that_mpi_does_not_say_may_be_given() -> None:
+    environment = {"PMI_RANK": "1", "PMI_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    assert apply_to(environment) == "MPI"
+    assert environment["LOCAL_RANK"] == "1"
+
+
+def test_srun_that_speaks_pmi_is_slurms() -> None:
+    environment = {**SLURM, "PMI_RANK": "5", "PMI_SIZE": "7"}
+    assert apply_to(environment) == "SLURM"
+    assert environment["LOCAL_RANK"] == "1"
+    assert environment["MASTER_ADDR"] == "gpu07"
+
+
+def test_two_steps_of_a_job_have_a_port_each() -> None:
+    ports = set()
+    for step in "012":
+        environment = {**SLURM, "SLURM_STEP_ID": step}
+        apply_to(environment)
+        ports.add(environment["MASTER_PORT"])
+    assert len(ports) == 3
 
 
 def test_an_address_that_is_given_stays() -> None:
@@ -120,6 +144,7 @@ def test_a_process_that_is_alone_is_not_distributed(environment: dict[str, str])
     ("environment", "text"),
     [
         ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "Set LOCAL_RANK"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK isn't"),
         ({**PALS, "PALS_LOCAL_SIZE": "12"}, "Set MASTER_ADDR"),
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS='many'"),
     ],

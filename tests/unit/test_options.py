@@ -138,6 +138,15 @@ def test_a_value_that_a_switch_can_not_take_is_refused(build: Build, value: obje
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [0, -1, "0"])
+def test_ranks_can_not_wait_for_each_other_for_no_time(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionValueError, match=r"xpu_rank_timeout=.* is invalid: it must be an integer ≥ 1"):
+        Options.pop_from({"xpu_rank_timeout": value}, declared_options())
+    monkeypatch.setenv("YOLO_XPU_RANK_TIMEOUT", str(value))
+    with pytest.raises(OptionValueError, match="it must be an integer ≥ 1"):
+        Options.resolve(declared_options(), {})
+
+
 def test_option_errors_are_also_value_errors() -> None:
     assert issubclass(UnknownOptionError, OptionError)
     assert issubclass(OptionValueError, OptionError)

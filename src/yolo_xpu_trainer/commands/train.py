@@ -88,7 +88,7 @@ class _End:
         if self.hung:
             return f"it made no step for {self.hung:.0f} s"
         if self.status in (LOST, OUT_OF_MEMORY):
-            return "the device was lost" if self.status == LOST else "memory ran out"
+            return "the device or another process was lost" if self.status == LOST else "memory ran out"
         number = -self.status if self.status < 0 else self.status - 128
         try:
             return f"it was ended by {signal.Signals(number).name}"
