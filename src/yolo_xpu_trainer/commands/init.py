@@ -17,6 +17,7 @@ from ..diagnosis import Diagnosis, Machine, Verdict
 from ..errors import UsageError
 from ..remedies import HARDWARE, PYTORCH_PACKAGES, XPU_INDEX
 from .doctor import build, kernel
+from .doctor.installer import for_this_python
 
 __all__ = ["add_arguments", "run"]
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace, machine: Machine | None = None) -> int:
         )  # else they change what is kept
         keep = [] if is_kept else [f"yolo-xpu init --constraints {_quoted(file, machine)}"]
         rest = [f"python -m pip install -c {_quoted(file, machine)} {' '.join(missing)}"] if missing else []
-        print("\n".join([*plan.commands, *keep, *rest, "yolo-xpu doctor"]))
+        _print_commands(machine, *plan.commands, *keep, *rest, "yolo-xpu doctor")
     else:
         file = args.constraints or _FILE
         print("\nNothing is to be installed. `yolo-xpu doctor` looks at the driver and the rest.")
@@ -102,8 +103,16 @@ def run(args: argparse.Namespace, machine: Machine | None = None) -> int:
             print(
                 f"`yolo-xpu init --constraints {_quoted(file, machine)}` writes these versions to a file to keep them:"
             )
-        print(f"python -m pip install -U -c {_quoted(file, machine)} ultralytics")
+        _print_commands(machine, f"python -m pip install -U -c {_quoted(file, machine)} ultralytics")
     return 1 if plan.doubts else 0
+
+
+def _print_commands(machine: Machine, *commands: str) -> None:
+    """Print commands as they work with the machine's Python."""
+    said = for_this_python(machine, Diagnosis(Verdict.OK, "", commands))
+    print("\n".join(said.fix))
+    if said.advice:
+        print(f"\n{said.advice}")
 
 
 def _check(name: str, machine: Machine) -> Diagnosis:
