@@ -28,7 +28,7 @@ from xpu_simulator import faults
 from yolo_xpu_trainer.activation import process_patches
 from yolo_xpu_trainer.commands import main
 from yolo_xpu_trainer.commands.bench import measuring, settings
-from yolo_xpu_trainer.commands.bench.output import figure, markdown, table
+from yolo_xpu_trainer.commands.bench.output import as_json, figure, markdown, table
 from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
 from yolo_xpu_trainer.commands.measurement import data as synthetic_data
 from yolo_xpu_trainer.commands.measurement import stopwatch, telemetry, timing
@@ -668,3 +668,98 @@ def test_chart_says_that_a_device_is_simulated() -> None:
     title, _ = _texts(report, characters=80)
     assert title.splitlines()[0] == "SIMULATED XPU: no hardware was measured"
     assert title.endswith("(simulated)")
+
+
+# Several machines
+
+
+def bench_file(path: Path, *results: Result, title: str = GPU.title, torch: str = "2.14.1+xpu", **changed: Any) -> Path:
+    """Write a bench.json of one XPU and one processor."""
+    report = make_report(*results, **changed)
+    report.environment["torch"] = torch
+    devices = [("cpu", CPU.title, "-"), ("xpu:0", title, GPU.driver)]
+    report.environment["devices"] = [
+        {"name": name, "title": model, "driver": driver, "simulated": False} for name, model, driver in devices
+    ]
+    path.parent.mkdir(parents=True)
+    path.write_text(as_json(report), encoding="utf-8")
+    return path
+
+
+def trained(ours: float, plain: float, precision: str = "bf16") -> list[Result]:
+    case = Case("train", GPU, precision)
+    codes: list[tuple[Any, float]] = [("plain", plain), ("ours", ours)]
+    return [Result(case, code, windows=[window(speed)] * 3) for code, speed in codes]
+
+
+def printed_cells(text: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def test_files_of_machines_stand_beside_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    host = Result(Case("train", CPU, "fp32"), "both", windows=[window(4)])
+    failed = Result(Case("infer", GPU, "fp16"), "ours", status="failed")
+    first = bench_file(tmp_path / "a" / "bench.json", host, *trained(200, 160))
+    second = bench_file(
+        tmp_path / "b" / "bench.json", *trained(300, 250), failed, title="Intel Arc B60 Graphics", torch="2.15.0+xpu"
+    )
+    other = bench_file(tmp_path / "c" / "bench.json", *trained(90, 80), batch=8)
+    assert main(["bench", "--compare", str(first), str(second), str(other)]) == 0
+    text = capsys.readouterr().out
+    cells = printed_cells(text)
+    # the processors' columns follow those of the GPUs
+    assert ["code", *[GPU.title, "Intel Arc B60 Graphics", GPU.title], *[CPU.title] * 3] in cells
+    assert ["torch", "2.14.1+xpu", "2.15.0+xpu", "2.14.1+xpu", "2.14.1+xpu", "2.15.0+xpu", "2.14.1+xpu"] in cells
+    assert ["driver", *[GPU.driver] * 3, *["-"] * 3] in cells
+    assert ["train bf16", "plain", "160", "250 (1.56 x)", "80.0", "-", "-", "-"] in cells
+    assert ["ours", "200", "300 (1.50 x)", "90.0", "-", "-", "-"] in cells
+    assert ["ours / plain", "1.25", "1.20", "1.12", "-", "-", "-"] in cells
+    assert ["infer fp16", "ours", "-", "failed", "-", "-", "-", "-"] in cells
+    assert ["train fp32", "both", "-", "-", "-", "4.00", "-", "-"] in cells
+    assert "Other models or sizes were measured in some files" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (None, "it can't be read (No such file or directory)"),
+        (b"\x89PNG\r\n\x1a\n", "it isn't JSON ("),
+        (b"images per second", "it isn't JSON ("),
+        (b"[1, 2]", "it is JSON, but not the results of a bench"),
+        (b'{"schema": 1, "choices": []}', "it is JSON, but not the results of a bench"),
+        (
+            b'{"schema": 2, "environment": {}, "settings": {}, "results": []}',
+            "its schema is 2, and this release reads 1; another release wrote it",
+        ),
+        (
+            b'{"schema": 1, "environment": {"devices": [{"name": "cpu"}]}, "settings": {}, "results": []}',
+            "part of a bench's results is missing or damaged (KeyError:",
+        ),
+    ],
+)
+def test_a_file_that_is_no_result_of_a_bench_is_refused(
+    content: bytes | None, seen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = bench_file(tmp_path / "a" / "bench.json", *trained(200, 160))
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["bench", "--compare", str(sound), str(path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"yolo-xpu bench: error: can't compare {path}: {seen}")
+    assert "Name files bench.json" in told.err
+
+
+def test_comparing_imports_no_pytorch(tmp_path: Path) -> None:
+    path = bench_file(tmp_path / "a" / "bench.json", *trained(200, 160))
+    code = (
+        "import sys\nfrom yolo_xpu_trainer.commands import main\n"
+        f"main(['bench', '--compare', {str(path)!r}])\nprint([n for n in ('torch', 'ultralytics') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

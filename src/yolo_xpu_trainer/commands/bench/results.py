@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..measurement.cases import Case, Device, Implementation, Window
 from .settings import Settings
 
-__all__ = ["MEASURED", "TITLES", "Case", "Device", "Report", "Result", "Window"]
+__all__ = ["MEASURED", "SCHEMA", "TITLES", "Case", "Device", "Report", "Result", "Window"]
 
 MEASURED = {
     "train": "images per second of the complete training loop of Ultralytics' trainer in steady state: batches from "
@@ -23,6 +23,9 @@ MEASURED = {
     "postprocessing, results. An untrained model finds no objects, so NMS has little to do.",
 }
 """What the figures of each mode mean."""
+
+SCHEMA = 1
+"""Version of the structure of `bench.json`: another one where a value changes, the same where one is added."""
 
 TITLES = {"train": "Training", "infer": "Inference"}
 
@@ -167,7 +170,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "created": self.created,
             "simulated": self.simulated,
             "settings": self.settings.as_dict(),
