@@ -294,6 +294,75 @@ def test_compiled_cases_are_skipped_with_reason(
     assert all("Triton" in r["reason"] for r in left_out)
 
 
+def test_switches_take_turns_with_the_defaults(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_CAST_WEIGHTS", "1")
+    given: list[Any] = []
+    note: Callable[..., Window] = measuring.train
+
+    def remember(job: Any, case: Case, implementation: str) -> Window:
+        given.append((implementation, job.arguments))
+        return note(job, case, implementation)
+
+    monkeypatch.setattr(measuring, "train", remember)
+    arguments = ["--repeats", "2", "--devices", "cpu,xpu", "--precision", "fp32", "--switches", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    tried = ["channels_last=False", "pin_memory=False", "non_blocking=False", "fused_optimizer=False"]
+    tried += ["prefetch=0", "prefetch=2"]
+    defaults = [("train xpu:0 fp32", who) for who in ("plain", "ours")]
+    deterministic = [("train xpu:0 fp32 deterministic=False", who) for who in ("plain", "ours")]
+    once = recorded[2 : 2 + 4 + len(tried)]
+    assert once[:4] == [*defaults, *deterministic]
+    assert sorted(once[4:]) == sorted((f"train xpu:0 fp32 xpu_{switch}", "ours") for switch in tried)
+    assert recorded[2 + len(once) : 2 + 2 * len(once)] == once
+    assert not any("=" in case for case, _ in recorded if "infer" in case or "cpu" in case)
+    assert dict(given) == {"both": {}, "plain": {}, "ours": {"xpu_tuned": False}}
+    report = read(tmp_path / "out")
+    assert "xpu_cast_weights isn't tried, because YOLO_XPU_CAST_WEIGHTS is set." in report["notes"]
+    assert {"xpu_prefetch": 2} in [result["arguments"] for result in report["results"]]
+    text = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    assert "ratio of a switch: to the same code without it" in text
+    cells = {row[6]: row[7:] for row in rows(text) if "xpu:0" not in row[6] and "B580" in row[0]}
+    assert cells["train fp32"] == ["100 (100-100)", "150 (150-150)", "1.50"]
+    assert cells["train fp32 deterministic=False"] == ["100 (100-100)", "150 (150-150)", "1.00"]
+    assert cells["train fp32 xpu_prefetch=0"] == ["-", "150 (150-150)", "1.00"]
+
+
+def test_switches_without_a_training_on_an_xpu_are_a_note(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "infer", "--switches", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    assert recorded == [("infer xpu:0 fp32", who) for who in ("plain", "ours")]
+    assert "--switches adds nothing here: switches are of trainings on an XPU." in read(tmp_path / "out")["notes"]
+
+
+@pytest.mark.slow
+def test_a_switch_reaches_the_training(
+    xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CAST_WEIGHTS", "PIN_MEMORY", "NON_BLOCKING", "FUSED_OPTIMIZER", "PREFETCH"):
+        monkeypatch.setenv(f"YOLO_XPU_{name}", "1")
+    monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
+    seen: list[tuple[str, bool, bool]] = []
+    begin = timing._Callbacks.batch_start
+
+    def look(self: timing._Callbacks, trainer: Any) -> None:
+        begin(self, trainer)
+        weight = next(p for p in trainer.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        seen.append((str(self._case.switch), torch.are_deterministic_algorithms_enabled(), last))
+
+    monkeypatch.setattr(timing._Callbacks, "batch_start", look)
+    arguments = ["--devices", "xpu", "--precision", "bf16", "--modes", "train", "--switches", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    results = read(tmp_path / "out")["results"]
+    assert [r["status"] for r in results if r["implementation"] == "ours"] == ["measured"] * 3
+    assert {("deterministic=False", False, True), ("xpu_channels_last=False", True, False)} <= set(seen)
+    assert ("None", True, True) in seen
+
+
 def test_plain_is_skipped_before_8_4_111(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -630,6 +699,24 @@ def test_table_row_has_speed_memory_and_telemetry() -> None:
     assert "Simulated" not in markdown(make_report(plain, ours))
 
 
+def test_images_per_joule_are_told_where_the_device_tells_its_power() -> None:
+    from rich.console import Console
+
+    case = Case("train", GPU, "bf16")
+    ours = Result(case, "ours", windows=[window(s, telemetry={"power_draw": w}) for s, w in ((200, 100), (300, 100))])
+    plain = Result(case, "plain", windows=[window(160)])
+    report = make_report(plain, ours)
+    console = Console(width=100, file=io.StringIO())
+    console.print(table(report, "train"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "img/J: images per joule" in " ".join(text.split())
+    lines = [line.split() for line in text.splitlines()]
+    assert ["xpu:0", "bf16", "plain", "160", "-", "-", "-", "-", "-", "-"] in lines
+    assert ["ours", "250", "200-300", "1.56", "-", "-", "100", "2.50"] in lines
+    assert rows(markdown(report))[0][-1] == "- / 2.50"
+    assert [result["images_per_joule"] for result in report.as_dict()["results"]] == [None, 2.5]
+
+
 def test_ultralytics_warnings_become_footnotes(log: list[logging.LogRecord]) -> None:
     logger = logging.getLogger("ultralytics")
     with plain_ultralytics(), quiet() as warned:
@@ -686,10 +773,9 @@ def bench_file(path: Path, *results: Result, title: str = GPU.title, torch: str 
     return path
 
 
-def trained(ours: float, plain: float, precision: str = "bf16") -> list[Result]:
-    case = Case("train", GPU, precision)
-    codes: list[tuple[Any, float]] = [("plain", plain), ("ours", ours)]
-    return [Result(case, code, windows=[window(speed)] * 3) for code, speed in codes]
+def trained(ours: float, plain: float, **of_ours: Any) -> list[Result]:
+    case = Case("train", GPU, "bf16")
+    return [Result(case, "plain", windows=[window(plain)]), Result(case, "ours", windows=[window(ours, **of_ours)])]
 
 
 def printed_cells(text: str) -> list[list[str]]:
@@ -702,7 +788,7 @@ def test_files_of_machines_stand_beside_each_other(
     monkeypatch.setenv("COLUMNS", "200")
     host = Result(Case("train", CPU, "fp32"), "both", windows=[window(4)])
     failed = Result(Case("infer", GPU, "fp16"), "ours", status="failed")
-    first = bench_file(tmp_path / "a" / "bench.json", host, *trained(200, 160))
+    first = bench_file(tmp_path / "a" / "bench.json", host, *trained(200, 160, telemetry={"power_draw": 100.0}))
     second = bench_file(
         tmp_path / "b" / "bench.json", *trained(300, 250), failed, title="Intel Arc B60 Graphics", torch="2.15.0+xpu"
     )
@@ -719,6 +805,7 @@ def test_files_of_machines_stand_beside_each_other(
     assert ["ours / plain", "1.25", "1.20", "1.12", "-", "-", "-"] in cells
     assert ["infer fp16", "ours", "-", "failed", "-", "-", "-", "-"] in cells
     assert ["train fp32", "both", "-", "-", "-", "4.00", "-", "-"] in cells
+    assert ["ours, images/J", "2.00", "-", "-", "-", "-", "-"] in cells
     assert "Other models or sizes were measured in some files" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 

@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f"any of {', '.join(known)}{DEFAULT}"
         add(option, dest=name, type=kind, default=default, metavar="A,B", help=text)
     add("--compile", action="store_true", help="measure each case with torch.compile, too")
+    switches = "measure each training on an XPU with deterministic=False and each switch of this package, too"
+    add("--switches", action="store_true", help=switches)
     add("--steps", type=integer(1), default=32, metavar="N", help=f"steps per window{DEFAULT}")
     add("--repeats", type=integer(1), default=3, metavar="N", help=f"windows per result{DEFAULT}")
     compare = "set bench.json files beside each other, of several machines or versions, and measure nothing"

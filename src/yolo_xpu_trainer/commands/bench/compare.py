@@ -51,6 +51,7 @@ class Measured:
         software: Versions, by their names in the file.
         subject: Model and sizes.
         figures: Images per second by line and code, None where the measurement failed.
+        joules: Images per joule, likewise, where the device told its power.
     """
 
     file: str
@@ -60,6 +61,7 @@ class Measured:
     software: dict[str, str]
     subject: str
     figures: dict[tuple[str, str], float | None]
+    joules: dict[tuple[str, str], float | None]
 
 
 def read(path: Path) -> list[Measured]:
@@ -95,10 +97,14 @@ def read(path: Path) -> list[Measured]:
 def _of_device(path: Path, content: dict[str, Any], device: dict[str, Any]) -> Measured:
     environment, settings = content["environment"], content["settings"]
     figures: dict[tuple[str, str], float | None] = {}
+    joules: dict[tuple[str, str], float | None] = {}
     for result in content["results"]:
         if result["device"] == device["name"] and result["status"] != "skipped":
             speed = result["images_per_second"]
-            figures[_line(result), str(result["implementation"])] = float(speed["median"]) if speed else None
+            key = _line(result), str(result["implementation"])
+            figures[key] = float(speed["median"]) if speed else None
+            if result.get("images_per_joule"):  # older files have none
+                joules[key] = float(result["images_per_joule"])
     return Measured(
         file=str(PurePath(path.absolute().parent.name, path.name)),
         title=f"{device['title']}{' (simulated)' * bool(device['simulated'])}",
@@ -107,11 +113,13 @@ def _of_device(path: Path, content: dict[str, Any], device: dict[str, Any]) -> M
         software={name: str(environment[name]) for name in _SOFTWARE},
         subject=f"{PurePath(settings['model']).stem}, imgsz {settings['imgsz']}, batch {settings['batch']}",
         figures=figures,
+        joules=joules,
     )
 
 
 def _line(result: dict[str, Any]) -> str:
-    return f"{result['mode']} {result['precision']}{' compiled' * bool(result['compile'])}"
+    arguments = "".join(f" {name}={value}" for name, value in result.get("arguments", {}).items())  # likewise
+    return f"{result['mode']} {result['precision']}{' compiled' * bool(result['compile'])}{arguments}"
 
 
 def beside(measured: Sequence[Measured]) -> Table:
@@ -146,6 +154,9 @@ def beside(measured: Sequence[Measured]) -> Table:
             cells = _cells([one.figures.get((line, code), _NONE) for one in columns], columns)
             table.add_row(Text(head), code, *cells)
             head = ""
+            if any((line, code) in one.joules for one in columns):
+                cells = _cells([one.joules.get((line, code), _NONE) for one in columns], columns)
+                table.add_row("", f"{code}, images/J", *cells)
         if {"plain", "ours"} <= set(codes):
             table.add_row("", "ours / plain", *(_ratio(one.figures, line) for one in columns))
     return table

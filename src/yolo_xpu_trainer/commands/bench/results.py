@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,12 @@ class Result:
         readings = [window.telemetry[name] for window in self.windows if name in window.telemetry]
         return statistics.median(readings) if readings else None
 
+    @property
+    def images_per_joule(self) -> float | None:
+        """Median images per joule, by the device's own reading of its power; None where it has none."""
+        each = [w.images_per_second / w.telemetry["power_draw"] for w in self.windows if w.telemetry.get("power_draw")]
+        return statistics.median(each) if each else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
         figures = self.figures()
@@ -88,10 +94,12 @@ class Result:
             "device": self.case.device.name,
             "precision": self.case.precision,
             "compile": self.case.compile,
+            "arguments": self.case.arguments,
             "implementation": self.implementation,
             "status": self.status,
             "reason": self.reason,
             "images_per_second": {**spread, "windows": figures} if figures else None,
+            "images_per_joule": self.images_per_joule,
             "windows": [asdict(window) for window in self.windows],
             "warnings": self.warnings,
         }
@@ -135,6 +143,21 @@ class Report:
             if result.case.mode == mode:
                 found.setdefault(result.case, {})[result.implementation] = result
         return [item for item in found.items() if any(result.status != "skipped" for result in item[1].values())]
+
+    def ratio(self, result: Result) -> float | None:
+        """Return a speed, divided by the one that it is compared with; None if either wasn't measured.
+
+        With a switch that is the same code's without it; else it is plain Ultralytics', and `result` is of ours.
+        """
+        if result.case.switch:
+            case, implementation = replace(result.case, switch=None), result.implementation
+        elif result.implementation == "ours":
+            case, implementation = result.case, "plain"
+        else:
+            return None
+        bases = (other for other in self.results if (other.case, other.implementation) == (case, implementation))
+        base = next((other.median for other in bases), None)
+        return result.median / base if result.median and base else None
 
     def footnotes(self) -> list[str]:
         """Return the notes, the reasons for missing results, warnings and doubts, each once."""

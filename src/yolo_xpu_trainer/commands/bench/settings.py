@@ -27,6 +27,7 @@ class Settings:
         precisions: Of `PRECISIONS`.
         modes: Of `MODES`.
         compile: Whether each case is measured with `torch.compile`, too.
+        switches: Whether trainings on an XPU are measured with each switch, too.
         steps: Steps in a window, at most.
         repeats: Windows per result.
     """
@@ -38,6 +39,7 @@ class Settings:
     precisions: list[str]
     modes: list[str]
     compile: bool
+    switches: bool
     steps: int
     repeats: int
 

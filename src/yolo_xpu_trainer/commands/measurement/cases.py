@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-__all__ = ["WARMUP", "WINDOW_SECONDS", "Case", "Device", "Implementation", "Sizes", "Window"]
+__all__ = ["WARMUP", "WINDOW_SECONDS", "Case", "Device", "Implementation", "Sizes", "Switch", "Window"]
 
 WARMUP = 8
 """Steps before a window: the first ones compile kernels and fill caches."""
@@ -62,6 +62,22 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """A value of an argument, other than the default.
+
+    Attributes:
+        keyword: As `train()` takes it.
+        value: The value.
+    """
+
+    keyword: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.keyword}={self.value}"
+
+
+@dataclass(frozen=True)
 class Case:
     """One kind of run, the same for plain Ultralytics and for this package."""
 
@@ -69,11 +85,17 @@ class Case:
     device: Device
     precision: str
     compile: bool = False
+    switch: Switch | None = None
 
     @property
     def variant(self) -> str:
-        """Precision and compilation."""
-        return self.precision + " compiled" * self.compile
+        """Precision, compilation, and the switch."""
+        return self.precision + " compiled" * self.compile + (f" {self.switch}" if self.switch else "")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the switch says, as arguments of a training."""
+        return {self.switch.keyword: self.switch.value} if self.switch else {}
 
     def __str__(self) -> str:
         return f"{self.mode} {self.device.name} {self.variant}"

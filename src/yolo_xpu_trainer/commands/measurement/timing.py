@@ -250,6 +250,7 @@ def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
         "close_mosaic": 0,
         "auto_augment": None,
         **job.arguments,
+        **case.arguments,
     }
     return {**arguments, "compile": True} if case.compile else arguments
 
