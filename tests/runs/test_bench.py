@@ -363,6 +363,40 @@ def test_a_switch_reaches_the_training(
     assert ("None", True, True) in seen
 
 
+def test_training_with_bf16_weights_is_a_reference(
+    xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
+    seen: dict[tuple[str, bool], list[Any]] = {}
+    end = timing._Callbacks.batch_end
+
+    def look(self: timing._Callbacks, trainer: Any) -> None:
+        weight, average = (next(model.parameters()) for model in (trainer.model, trainer.ema.ema))
+        state = trainer.optimizer.state
+        moments = {value["exp_avg"].dtype for value in state.values()}
+        key = self._case.precision, getattr(trainer, "xpu", None) is not None
+        seen[key] = [weight.dtype, average.dtype, moments, bool(torch.isfinite(trainer.loss).all())]
+        end(self, trainer)
+
+    monkeypatch.setattr(timing._Callbacks, "batch_end", look)
+    arguments = ["--devices", "xpu", "--precision", "bf16", "--modes", "train", "--pure-bf16", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    report = read(tmp_path / "out")
+    reference = by_case(report)["train", "xpu:0", "pure bf16", "plain"]
+    assert (reference["status"], reference["reason"]) == ("measured", "")
+    assert ("train", "xpu:0", "pure bf16", "ours") not in by_case(report)
+    assert seen["pure bf16", False] == [torch.bfloat16, torch.bfloat16, {torch.bfloat16}, True]
+    assert seen["bf16", True] == [torch.float32, torch.float32, {torch.float32}, True]
+    assert any(note.startswith("pure bf16: Ultralytics' trainer with weights") for note in report["notes"])
+
+
+def test_a_reference_without_bf16_is_a_note(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
+    arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--pure-bf16", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    assert recorded == [("train xpu:0 fp32", who) for who in ("plain", "ours")]
+    assert "--pure-bf16 adds nothing here: it stands beside bf16 on an XPU." in read(tmp_path / "out")["notes"]
+
+
 def test_plain_is_skipped_before_8_4_111(
     xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

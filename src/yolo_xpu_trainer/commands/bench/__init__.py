@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="measure each case with torch.compile, too")
     switches = "measure each training on an XPU with deterministic=False and each switch of this package, too"
     add("--switches", action="store_true", help=switches)
+    pure = "measure training with weights in bf16 beside bf16 on an XPU, as a reference: it has no fp32 weights"
+    add("--pure-bf16", action="store_true", help=pure)
     add("--steps", type=integer(1), default=32, metavar="N", help=f"steps per window{DEFAULT}")
     add("--repeats", type=integer(1), default=3, metavar="N", help=f"windows per result{DEFAULT}")
     compare = "set bench.json files beside each other, of several machines or versions, and measure nothing"

@@ -15,7 +15,7 @@ from ... import devices
 from ...policies import compile
 from ...versions import knows_accelerators
 from ..measurement import telemetry
-from ..measurement.cases import Implementation, Switch
+from ..measurement.cases import PURE_BF16, Implementation, Switch
 from ..measurement.data import write_data
 from ..measurement.isolation import clear, first_line, keep_current_device, plain_ultralytics, quiet, with_package
 from ..measurement.model import Model
@@ -25,6 +25,11 @@ from .results import Case, Device, Report, Result
 from .settings import WARMUP
 
 __all__ = ["measure"]
+
+_PURE_BF16 = (
+    "pure bf16: Ultralytics' trainer with weights, averages and optimizer in bf16, without autocast and without fp32 "
+    "weights, as getitune trains. It is a reference for speed: updates below bf16's rounding are lost."
+)
 
 
 def measure(report: Report, model: Model, scratch: Path, console: Console) -> bool:
@@ -47,6 +52,9 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
     settings = report.settings
     if settings.switches and not ("train" in settings.modes and readings):
         report.notes.append("--switches adds nothing here: switches are of trainings on an XPU.")
+    if settings.pure_bf16:
+        useful = "train" in settings.modes and "bf16" in settings.precisions and readings
+        report.notes.append(_PURE_BF16 if useful else "--pure-bf16 adds nothing here: it stands beside bf16 on an XPU.")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -78,7 +86,12 @@ def _cases(report: Report) -> Iterator[list[Case]]:
     switches = {device.name: _switches(report, device) for device in report.devices} if s.switches else {}
     for mode, device, precision in itertools.product(s.modes, report.devices, s.precisions):
         case = Case(mode, device, precision)
-        yield [case, *(replace(case, switch=switch) for switch in switches.get(device.name, []) if mode == "train")]
+        group = [case]
+        if mode == "train":
+            group += [replace(case, switch=switch) for switch in switches.get(device.name, [])]
+            if s.pure_bf16 and precision == "bf16" and device.index is not None:
+                group.append(replace(case, precision=PURE_BF16))
+        yield group
         if s.compile:
             yield [replace(case, compile=True)]
 
@@ -97,6 +110,8 @@ def _results(case: Case, model: Model) -> list[Result]:
     implementations: tuple[Implementation, ...] = ("both",) if case.device.index is None else ("plain", "ours")
     if any(name.startswith("xpu_") for name in case.arguments):
         implementations = ("ours",)
+    elif case.precision == PURE_BF16:
+        implementations = ("plain",)
     results = [Result(case, implementation) for implementation in implementations]
     for result in results:
         result.reason = _why_not(case, result.implementation, model)

@@ -28,6 +28,7 @@ class Settings:
         modes: Of `MODES`.
         compile: Whether each case is measured with `torch.compile`, too.
         switches: Whether trainings on an XPU are measured with each switch, too.
+        pure_bf16: Whether trainings with bf16 weights are measured, too, as a reference.
         steps: Steps in a window, at most.
         repeats: Windows per result.
     """
@@ -40,6 +41,7 @@ class Settings:
     modes: list[str]
     compile: bool
     switches: bool
+    pure_bf16: bool
     steps: int
     repeats: int
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-__all__ = ["WARMUP", "WINDOW_SECONDS", "Case", "Device", "Implementation", "Sizes", "Switch", "Window"]
+__all__ = ["PURE_BF16", "WARMUP", "WINDOW_SECONDS", "Case", "Device", "Implementation", "Sizes", "Switch", "Window"]
 
 WARMUP = 8
 """Steps before a window: the first ones compile kernels and fill caches."""
 
 WINDOW_SECONDS = 20
 """A window that has lasted this long ends at the next optimizer step: on a CPU a step can take ten seconds."""
+
+PURE_BF16 = "pure bf16"
+"""The precision of a training whose weights are bf16, see `pure_bf16.py`."""
 
 Implementation = Literal["plain", "ours", "both"]
 
