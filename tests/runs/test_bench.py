@@ -372,10 +372,11 @@ def test_training_with_bf16_weights_is_a_reference(
 
     def look(self: timing._Callbacks, trainer: Any) -> None:
         weight, average = (next(model.parameters()) for model in (trainer.model, trainer.ema.ema))
+        distance = (weight.float() - average).abs().max().item()
         state = trainer.optimizer.state
         moments = {value["exp_avg"].dtype for value in state.values()}
         key = self._case.precision, getattr(trainer, "xpu", None) is not None
-        seen[key] = [weight.dtype, average.dtype, moments, bool(torch.isfinite(trainer.loss).all())]
+        seen[key] = [weight.dtype, average.dtype, moments, bool(torch.isfinite(trainer.loss).all()), distance < 1e-2]
         end(self, trainer)
 
     monkeypatch.setattr(timing._Callbacks, "batch_end", look)
@@ -385,9 +386,9 @@ def test_training_with_bf16_weights_is_a_reference(
     reference = by_case(report)["train", "xpu:0", "pure bf16", "plain"]
     assert (reference["status"], reference["reason"]) == ("measured", "")
     assert ("train", "xpu:0", "pure bf16", "ours") not in by_case(report)
-    assert seen["pure bf16", False] == [torch.bfloat16, torch.bfloat16, {torch.bfloat16}, True]
-    assert seen["bf16", True] == [torch.float32, torch.float32, {torch.float32}, True]
-    assert any(note.startswith("pure bf16: Ultralytics' trainer with weights") for note in report["notes"])
+    assert seen["pure bf16", False] == [torch.bfloat16, torch.float32, {torch.bfloat16}, True, True]
+    assert seen["bf16", True] == [torch.float32, torch.float32, {torch.float32}, True, True]
+    assert any(note.startswith("pure bf16: Ultralytics' loop with weights") for note in report["notes"])
 
 
 def test_a_reference_without_bf16_is_a_note(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from .settings import WARMUP
 __all__ = ["measure"]
 
 _PURE_BF16 = (
-    "pure bf16: Ultralytics' trainer with weights, averages and optimizer in bf16, without autocast and without fp32 "
-    "weights, as getitune trains. It is a reference for speed: updates below bf16's rounding are lost."
+    "pure bf16: Ultralytics' loop with weights and optimizer in bf16, without autocast and without fp32 weights, as "
+    "getitune trains. It is a reference for speed: updates below bf16's rounding of a weight are lost."
 )
 
 
