@@ -28,7 +28,7 @@ from xpu_simulator import faults
 from yolo_xpu_trainer.activation import process_patches
 from yolo_xpu_trainer.commands import main
 from yolo_xpu_trainer.commands.bench import measuring, settings
-from yolo_xpu_trainer.commands.bench.output import figure, markdown, table
+from yolo_xpu_trainer.commands.bench.output import as_json, figure, markdown, table
 from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
 from yolo_xpu_trainer.commands.measurement import data as synthetic_data
 from yolo_xpu_trainer.commands.measurement import stopwatch, telemetry, timing
@@ -292,6 +292,110 @@ def test_compiled_cases_are_skipped_with_reason(
     left_out = [r for r in json.loads((tmp_path / "out" / "bench.json").read_text())["results"] if r["compile"]]
     assert len(left_out) == 2
     assert all("Triton" in r["reason"] for r in left_out)
+
+
+def test_switches_take_turns_with_the_defaults(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_XPU_CAST_WEIGHTS", "1")
+    given: list[Any] = []
+    note: Callable[..., Window] = measuring.train
+
+    def remember(job: Any, case: Case, implementation: str) -> Window:
+        given.append((implementation, job.arguments))
+        return note(job, case, implementation)
+
+    monkeypatch.setattr(measuring, "train", remember)
+    arguments = ["--repeats", "2", "--devices", "cpu,xpu", "--precision", "fp32", "--switches", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    tried = ["channels_last=False", "pin_memory=False", "non_blocking=False", "fused_optimizer=False"]
+    tried += ["prefetch=0", "prefetch=2"]
+    defaults = [("train xpu:0 fp32", who) for who in ("plain", "ours")]
+    deterministic = [("train xpu:0 fp32 deterministic=False", who) for who in ("plain", "ours")]
+    once = recorded[2 : 2 + 4 + len(tried)]
+    assert once[:4] == [*defaults, *deterministic]
+    assert sorted(once[4:]) == sorted((f"train xpu:0 fp32 xpu_{switch}", "ours") for switch in tried)
+    assert recorded[2 + len(once) : 2 + 2 * len(once)] == once
+    assert not any("=" in case for case, _ in recorded if "infer" in case or "cpu" in case)
+    assert dict(given) == {"both": {}, "plain": {}, "ours": {"xpu_tuned": False}}
+    report = read(tmp_path / "out")
+    assert "xpu_cast_weights isn't tried, because YOLO_XPU_CAST_WEIGHTS is set." in report["notes"]
+    assert {"xpu_prefetch": 2} in [result["arguments"] for result in report["results"]]
+    text = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    assert "ratio of a switch: to the same code without it" in text
+    cells = {row[6]: row[7:] for row in rows(text) if "xpu:0" not in row[6] and "B580" in row[0]}
+    assert cells["train fp32"] == ["100 (100-100)", "150 (150-150)", "1.50"]
+    assert cells["train fp32 deterministic=False"] == ["100 (100-100)", "150 (150-150)", "1.00"]
+    assert cells["train fp32 xpu_prefetch=0"] == ["-", "150 (150-150)", "1.00"]
+
+
+def test_switches_without_a_training_on_an_xpu_are_a_note(
+    xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "infer", "--switches", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    assert recorded == [("infer xpu:0 fp32", who) for who in ("plain", "ours")]
+    assert "--switches adds nothing here: switches are of trainings on an XPU." in read(tmp_path / "out")["notes"]
+
+
+@pytest.mark.slow
+def test_a_switch_reaches_the_training(
+    xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CAST_WEIGHTS", "PIN_MEMORY", "NON_BLOCKING", "FUSED_OPTIMIZER", "PREFETCH"):
+        monkeypatch.setenv(f"YOLO_XPU_{name}", "1")
+    monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
+    seen: list[tuple[str, bool, bool]] = []
+    begin = timing._Callbacks.batch_start
+
+    def look(self: timing._Callbacks, trainer: Any) -> None:
+        begin(self, trainer)
+        weight = next(p for p in trainer.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        seen.append((str(self._case.switch), torch.are_deterministic_algorithms_enabled(), last))
+
+    monkeypatch.setattr(timing._Callbacks, "batch_start", look)
+    arguments = ["--devices", "xpu", "--precision", "bf16", "--modes", "train", "--switches", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    results = read(tmp_path / "out")["results"]
+    assert [r["status"] for r in results if r["implementation"] == "ours"] == ["measured"] * 3
+    assert {("deterministic=False", False, True), ("xpu_channels_last=False", True, False)} <= set(seen)
+    assert ("None", True, True) in seen
+
+
+def test_training_with_bf16_weights_is_a_reference(
+    xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
+    seen: dict[tuple[str, bool], list[Any]] = {}
+    end = timing._Callbacks.batch_end
+
+    def look(self: timing._Callbacks, trainer: Any) -> None:
+        weight, average = (next(model.parameters()) for model in (trainer.model, trainer.ema.ema))
+        distance = (weight.float() - average).abs().max().item()
+        state = trainer.optimizer.state
+        moments = {value["exp_avg"].dtype for value in state.values()}
+        key = self._case.precision, getattr(trainer, "xpu", None) is not None
+        seen[key] = [weight.dtype, average.dtype, moments, bool(torch.isfinite(trainer.loss).all()), distance < 1e-2]
+        end(self, trainer)
+
+    monkeypatch.setattr(timing._Callbacks, "batch_end", look)
+    arguments = ["--devices", "xpu", "--precision", "bf16", "--modes", "train", "--pure-bf16", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    report = read(tmp_path / "out")
+    reference = by_case(report)["train", "xpu:0", "pure bf16", "plain"]
+    assert (reference["status"], reference["reason"]) == ("measured", "")
+    assert ("train", "xpu:0", "pure bf16", "ours") not in by_case(report)
+    assert seen["pure bf16", False] == [torch.bfloat16, torch.float32, {torch.bfloat16}, True, True]
+    assert seen["bf16", True] == [torch.float32, torch.float32, {torch.float32}, True, True]
+    assert any(note.startswith("pure bf16: Ultralytics' loop with weights") for note in report["notes"])
+
+
+def test_a_reference_without_bf16_is_a_note(xpu: torch.device, recorded: list[tuple[str, str]], tmp_path: Path) -> None:
+    arguments = ["--devices", "xpu", "--precision", "fp32", "--modes", "train", "--pure-bf16", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    assert recorded == [("train xpu:0 fp32", who) for who in ("plain", "ours")]
+    assert "--pure-bf16 adds nothing here: it stands beside bf16 on an XPU." in read(tmp_path / "out")["notes"]
 
 
 def test_plain_is_skipped_before_8_4_111(
@@ -630,6 +734,24 @@ def test_table_row_has_speed_memory_and_telemetry() -> None:
     assert "Simulated" not in markdown(make_report(plain, ours))
 
 
+def test_images_per_joule_are_told_where_the_device_tells_its_power() -> None:
+    from rich.console import Console
+
+    case = Case("train", GPU, "bf16")
+    ours = Result(case, "ours", windows=[window(s, telemetry={"power_draw": w}) for s, w in ((200, 100), (300, 100))])
+    plain = Result(case, "plain", windows=[window(160)])
+    report = make_report(plain, ours)
+    console = Console(width=100, file=io.StringIO())
+    console.print(table(report, "train"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "img/J: images per joule" in " ".join(text.split())
+    lines = [line.split() for line in text.splitlines()]
+    assert ["xpu:0", "bf16", "plain", "160", "-", "-", "-", "-", "-", "-"] in lines
+    assert ["ours", "250", "200-300", "1.56", "-", "-", "100", "2.50"] in lines
+    assert rows(markdown(report))[0][-1] == "- / 2.50"
+    assert [result["images_per_joule"] for result in report.as_dict()["results"]] == [None, 2.5]
+
+
 def test_ultralytics_warnings_become_footnotes(log: list[logging.LogRecord]) -> None:
     logger = logging.getLogger("ultralytics")
     with plain_ultralytics(), quiet() as warned:
@@ -668,3 +790,98 @@ def test_chart_says_that_a_device_is_simulated() -> None:
     title, _ = _texts(report, characters=80)
     assert title.splitlines()[0] == "SIMULATED XPU: no hardware was measured"
     assert title.endswith("(simulated)")
+
+
+# Several machines
+
+
+def bench_file(path: Path, *results: Result, title: str = GPU.title, torch: str = "2.14.1+xpu", **changed: Any) -> Path:
+    """Write a bench.json of one XPU and one processor."""
+    report = make_report(*results, **changed)
+    report.environment["torch"] = torch
+    devices = [("cpu", CPU.title, "-"), ("xpu:0", title, GPU.driver)]
+    report.environment["devices"] = [
+        {"name": name, "title": model, "driver": driver, "simulated": False} for name, model, driver in devices
+    ]
+    path.parent.mkdir(parents=True)
+    path.write_text(as_json(report), encoding="utf-8")
+    return path
+
+
+def trained(ours: float, plain: float, **of_ours: Any) -> list[Result]:
+    case = Case("train", GPU, "bf16")
+    return [Result(case, "plain", windows=[window(plain)]), Result(case, "ours", windows=[window(ours, **of_ours)])]
+
+
+def printed_cells(text: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def test_files_of_machines_stand_beside_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    host = Result(Case("train", CPU, "fp32"), "both", windows=[window(4)])
+    failed = Result(Case("infer", GPU, "fp16"), "ours", status="failed")
+    first = bench_file(tmp_path / "a" / "bench.json", host, *trained(200, 160, telemetry={"power_draw": 100.0}))
+    second = bench_file(
+        tmp_path / "b" / "bench.json", *trained(300, 250), failed, title="Intel Arc B60 Graphics", torch="2.15.0+xpu"
+    )
+    other = bench_file(tmp_path / "c" / "bench.json", *trained(90, 80), batch=8)
+    assert main(["bench", "--compare", str(first), str(second), str(other)]) == 0
+    text = capsys.readouterr().out
+    cells = printed_cells(text)
+    # the processors' columns follow those of the GPUs
+    assert ["code", *[GPU.title, "Intel Arc B60 Graphics", GPU.title], *[CPU.title] * 3] in cells
+    assert ["torch", "2.14.1+xpu", "2.15.0+xpu", "2.14.1+xpu", "2.14.1+xpu", "2.15.0+xpu", "2.14.1+xpu"] in cells
+    assert ["driver", *[GPU.driver] * 3, *["-"] * 3] in cells
+    assert ["train bf16", "plain", "160", "250 (1.56 x)", "80.0", "-", "-", "-"] in cells
+    assert ["ours", "200", "300 (1.50 x)", "90.0", "-", "-", "-"] in cells
+    assert ["ours / plain", "1.25", "1.20", "1.12", "-", "-", "-"] in cells
+    assert ["infer fp16", "ours", "-", "failed", "-", "-", "-", "-"] in cells
+    assert ["train fp32", "both", "-", "-", "-", "4.00", "-", "-"] in cells
+    assert ["ours, images/J", "2.00", "-", "-", "-", "-", "-"] in cells
+    assert "Other models or sizes were measured in some files" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (None, "it can't be read (No such file or directory)"),
+        (b"\x89PNG\r\n\x1a\n", "it isn't JSON ("),
+        (b"images per second", "it isn't JSON ("),
+        (b"[1, 2]", "it is JSON, but not the results of a bench"),
+        (b'{"schema": 1, "choices": []}', "it is JSON, but not the results of a bench"),
+        (
+            b'{"schema": 2, "environment": {}, "settings": {}, "results": []}',
+            "its schema is 2, and this release reads 1; another release wrote it",
+        ),
+        (
+            b'{"schema": 1, "environment": {"devices": [{"name": "cpu"}]}, "settings": {}, "results": []}',
+            "part of a bench's results is missing or damaged (KeyError:",
+        ),
+    ],
+)
+def test_a_file_that_is_no_result_of_a_bench_is_refused(
+    content: bytes | None, seen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = bench_file(tmp_path / "a" / "bench.json", *trained(200, 160))
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["bench", "--compare", str(sound), str(path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"yolo-xpu bench: error: can't compare {path}: {seen}")
+    assert "Name files bench.json" in told.err
+
+
+def test_comparing_imports_no_pytorch(tmp_path: Path) -> None:
+    path = bench_file(tmp_path / "a" / "bench.json", *trained(200, 160))
+    code = (
+        "import sys\nfrom yolo_xpu_trainer.commands import main\n"
+        f"main(['bench', '--compare', {str(path)!r}])\nprint([n for n in ('torch', 'ultralytics') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

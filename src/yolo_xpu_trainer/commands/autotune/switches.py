@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
 
 from ...devices import DeviceInfo
 from ...errors import UsageError
-from ...plugins import declared_options
 from ...policies import compile
+from ..measurement.cases import Switch
+from ..measurement.switches import switches_of_options
 
 __all__ = ["Switch", "find_switches", "only"]
 
 _WORKERS = (2, 4, 16)  # beside Ultralytics' default of 8
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A value of an argument, other than the default.
-
-    Attributes:
-        keyword: As `train()` takes it.
-        value: The value.
-    """
-
-    keyword: str
-    value: Any
-
-    def __str__(self) -> str:
-        return f"{self.keyword}={self.value}"
 
 
 def find_switches(
@@ -47,14 +30,7 @@ def find_switches(
     Returns:
         The switches, and a note on each that isn't tried.
     """
-    found: list[Switch] = []
-    notes: list[str] = []
-    for option in declared_options():
-        if option.tried and option.variable in os.environ:
-            notes.append(f"{option.key} isn't tried, because {option.variable} is set.")
-        elif option.tried:
-            usual = option.default if option.usual is None else option.usual(device)
-            found += [Switch(option.key, value) for value in option.tried if value != usual]
+    found, notes = switches_of_options(device)
     found.append(Switch("deterministic", False))
     found += [Switch("amp", name) for name in precisions]
     if workers:

@@ -47,13 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f"any of {', '.join(known)}{DEFAULT}"
         add(option, dest=name, type=kind, default=default, metavar="A,B", help=text)
     add("--compile", action="store_true", help="measure each case with torch.compile, too")
+    switches = "measure each training on an XPU with deterministic=False and each switch of this package, too"
+    add("--switches", action="store_true", help=switches)
+    pure = "measure training with weights in bf16 beside bf16 on an XPU, as a reference: it has no fp32 weights"
+    add("--pure-bf16", action="store_true", help=pure)
     add("--steps", type=integer(1), default=32, metavar="N", help=f"steps per window{DEFAULT}")
     add("--repeats", type=integer(1), default=3, metavar="N", help=f"windows per result{DEFAULT}")
+    compare = "set bench.json files beside each other, of several machines or versions, and measure nothing"
+    add("--compare", nargs="+", type=Path, metavar="FILE", help=compare)
     add_output(parser, "xpu-bench", "bench.json, .png and .md")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, then print and save the results.
+    """Measure, then print and save the results; or print those of files.
 
     Returns:
         0, also if there is no XPU but another device to measure; 130 if the user interrupted it.
@@ -61,8 +67,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: The model can't be loaded, or the output directory can't be made.
         DeviceError: None of the requested devices is available.
+        NotBenchResultsError: A file to compare isn't one that a bench wrote.
     """
     from rich.console import Console  # imported here, like everything that imports PyTorch, so that --help is fast
+
+    if args.compare:
+        from .compare import beside, read
+
+        Console(file=sys.stdout).print(beside([measured for path in args.compare for measured in read(path)]))
+        return 0
 
     from ..measurement import model
     from . import environment

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import figure, speedup
+from .output import figure, ratio
 from .results import MEASURED, TITLES, Case, Report, Result
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def save(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    panels = {mode: report.tried(mode) for mode in MEASURED if mode in report.settings.modes}
+    # Switches are left out: the chart would be too wide, and `yolo-xpu autotune` draws one of them.
+    modes = [mode for mode in MEASURED if mode in report.settings.modes]
+    panels = {mode: [tried for tried in report.tried(mode) if not tried[0].switch] for mode in modes}
     groups = max((len(cases) for cases in panels.values()), default=1)
     width = max(7.0, 1.6 + 1.35 * groups)
     drawing = Figure(figsize=(width, 1.7 + 3.2 * len(panels)), dpi=150, layout="constrained")
@@ -37,7 +39,7 @@ def save(report: Report, path: Path) -> None:
     drawing.supxlabel(details, fontsize=8, color="#555555")
     all_axes: Any = drawing.subplots(len(panels), 1, squeeze=False)
     for axes, (mode, cases) in zip(all_axes[:, 0], panels.items(), strict=True):
-        _panel(axes, TITLES[mode], cases)
+        _panel(axes, TITLES[mode], cases, report)
         axes.set_xlim(-0.6, groups - 0.4)  # the same bar width in every panel
     shown = {result.implementation for result in report.results if result.windows}
     handles = [Patch(color=_COLOURS[name], label=_LEGEND[name]) for name in _COLOURS if name in shown]
@@ -64,7 +66,7 @@ def _texts(report: Report, characters: int) -> tuple[str, str]:
     return "\n".join(title), "\n".join(part for text in details for part in textwrap.wrap(text, int(characters * 1.4)))
 
 
-def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]]) -> None:
+def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]], report: Report) -> None:
     """Draw one mode: a group of bars for each case."""
     top = max((max(r.figures(), default=0) for _, results in cases for r in results.values()), default=0) or 1.0
     for position, (_, results) in enumerate(cases):
@@ -74,7 +76,7 @@ def _panel(axes: Axes, title: str, cases: list[tuple[Case, dict[str, Result]]]) 
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
     axes.set_ylabel("images per second")
     axes.set_ylim(0, top * 1.22)
-    axes.set_xticks(range(len(cases)), [_tick(case, results) for case, results in cases], fontsize=9)
+    axes.set_xticks(range(len(cases)), [_tick(case, results, report) for case, results in cases], fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -100,6 +102,6 @@ def _bar(axes: Axes, x: float, result: Result, top: float) -> None:
     axes.text(x, max(figures) + top * 0.02, figure(result.median), ha="center", va="bottom", fontsize=8)
 
 
-def _tick(case: Case, results: dict[str, Result]) -> str:
-    ratio = speedup(results)
-    return "\n".join([case.device.name, *case.variant.split(), *([f"{ratio} x"] if ratio != "-" else [])])
+def _tick(case: Case, results: dict[str, Result], report: Report) -> str:
+    ratios = [f"{ratio(report, results['ours'])} x"] if "ours" in results and report.ratio(results["ours"]) else []
+    return "\n".join([case.device.name, *case.variant.split(), *ratios])

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ... import devices
 from ...policies import compile
 from ...versions import knows_accelerators
 from ..measurement import telemetry
-from ..measurement.cases import Implementation
+from ..measurement.cases import PURE_BF16, Implementation, Switch
 from ..measurement.data import write_data
 from ..measurement.isolation import clear, first_line, keep_current_device, plain_ultralytics, quiet, with_package
 from ..measurement.model import Model
+from ..measurement.switches import switches_of_options
 from ..measurement.timing import Job, NotMeasured, infer, train
-from .results import Case, Report, Result
+from .results import Case, Device, Report, Result
 from .settings import WARMUP
 
 __all__ = ["measure"]
+
+_PURE_BF16 = (
+    "pure bf16: Ultralytics' loop with weights and optimizer in bf16, without autocast and without fp32 weights, as "
+    "getitune trains. It is a reference for speed: updates below bf16's rounding of a weight are lost."
+)
 
 
 def measure(report: Report, model: Model, scratch: Path, console: Console) -> bool:
@@ -42,6 +50,11 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
             readings[device.name], note = telemetry.readable(device.index)
             report.notes += [note] if note else []
     settings = report.settings
+    if settings.switches and not ("train" in settings.modes and readings):
+        report.notes.append("--switches adds nothing here: switches are of trainings on an XPU.")
+    if settings.pure_bf16:
+        useful = "train" in settings.modes and "bf16" in settings.precisions and readings
+        report.notes.append(_PURE_BF16 if useful else "--pure-bf16 adds nothing here: it stands beside bf16 on an XPU.")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,12 +67,12 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
         try:
             data = write_data(scratch / "data", model, settings.batch, settings.imgsz)
             job = Job(model, settings, scratch, data, readings, on_step=lambda: progress.advance(bar))
-            plan = [_results(case, model) for case in _cases(report)]
+            plan = [[r for case in cases for r in _results(case, model)] for cases in _cases(report)]
             report.results += itertools.chain.from_iterable(plan)
             due = sum(result.status == "measured" for results in plan for result in results) * settings.repeats
             progress.update(bar, total=due * (WARMUP + settings.steps))
             for results in plan:
-                _measure_case(results, job, settings.repeats, progress, bar)
+                _measure_alternately(results, job, report, progress, bar)
         except KeyboardInterrupt:
             report.notes.append("interrupted: results are missing.")
             report.results[:] = [result for result in report.results if result.windows or result.status != "measured"]
@@ -67,17 +80,38 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
     return True
 
 
-def _cases(report: Report) -> Iterator[Case]:
+def _cases(report: Report) -> Iterator[list[Case]]:
+    """Yield the cases whose measurements alternate."""
     s = report.settings
+    switches = {device.name: _switches(report, device) for device in report.devices} if s.switches else {}
     for mode, device, precision in itertools.product(s.modes, report.devices, s.precisions):
-        yield Case(mode, device, precision)
+        case = Case(mode, device, precision)
+        group = [case]
+        if mode == "train":
+            group += [replace(case, switch=switch) for switch in switches.get(device.name, [])]
+            if s.pure_bf16 and precision == "bf16" and device.index is not None:
+                group.append(replace(case, precision=PURE_BF16))
+        yield group
         if s.compile:
-            yield Case(mode, device, precision, compile=True)
+            yield [replace(case, compile=True)]
+
+
+def _switches(report: Report, device: Device) -> list[Switch]:
+    """Return what to try on a device, and note what isn't."""
+    if device.index is None:
+        return []
+    found, notes = switches_of_options(devices.info(device.index))
+    report.notes += [note for note in notes if note not in report.notes]
+    return [Switch("deterministic", False), *found]
 
 
 def _results(case: Case, model: Model) -> list[Result]:
     """Return a case's results, not measured yet; those that aren't possible are marked as skipped."""
     implementations: tuple[Implementation, ...] = ("both",) if case.device.index is None else ("plain", "ours")
+    if any(name.startswith("xpu_") for name in case.arguments):
+        implementations = ("ours",)
+    elif case.precision == PURE_BF16:
+        implementations = ("plain",)
     results = [Result(case, implementation) for implementation in implementations]
     for result in results:
         result.reason = _why_not(case, result.implementation, model)
@@ -119,18 +153,21 @@ def _refusal_of_bf16() -> str:
     return ""
 
 
-def _measure_case(results: list[Result], job: Job, repeats: int, progress: Progress, bar: TaskID) -> None:
-    """Measure a case's implementations alternately, so that a drift, such as of the temperature, affects both."""
-    case = results[0].case
-    window_of = train if case.mode == "train" else infer
+def _measure_alternately(results: list[Result], job: Job, report: Report, progress: Progress, bar: TaskID) -> None:
+    """Measure what is compared in turns, so that a drift, such as of the temperature, affects all of it."""
+    repeats = report.settings.repeats
+    # What autotune chose may be one of the switches, which are compared with the defaults.
+    of_ours = replace(job, arguments={**job.arguments, "xpu_tuned": False}) if report.settings.switches else job
     due = [result for result in results if result.status == "measured"]
     for repeat, result in itertools.product(range(repeats), due):
         done = progress.tasks[bar].completed
+        case, ours = result.case, result.implementation == "ours"
+        window_of = train if case.mode == "train" else infer
         if result.status == "measured":
             progress.update(bar, description=f"{result}, {repeat + 1} of {repeats}")
             try:
-                with with_package() if result.implementation == "ours" else plain_ultralytics(), quiet() as warned:
-                    window = window_of(job, case, result.implementation)
+                with with_package() if ours else plain_ultralytics(), quiet() as warned:
+                    window = window_of(of_ours if ours else job, case, result.implementation)
                 result.windows.append(window)
                 result.warnings += [text for text in warned if text not in result.warnings]
             except NotMeasured as error:

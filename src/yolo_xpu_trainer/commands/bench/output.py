@@ -12,9 +12,10 @@ from rich.table import Column, Table
 
 from .results import TITLES, Report, Result
 
-__all__ = ["as_json", "figure", "markdown", "speedup", "table"]
+__all__ = ["as_json", "figure", "markdown", "ratio", "table"]
 
 _NONE = "-"
+_OF_SWITCHES = "; ratio of a switch: to the same code without it"
 
 
 def as_json(report: Report) -> str:
@@ -25,20 +26,26 @@ def as_json(report: Report) -> str:
 def table(report: Report, mode: str) -> Table:
     """Return the results of a mode, a row for each case and implementation."""
     simulated = "SIMULATED XPU: no hardware was measured\n" * report.simulated
-    figures = ("median", "spread", "ratio", "GiB", "busy %", "W")
+    tried = report.tried(mode)
+    joules = any(result.images_per_joule for _, results in tried for result in results.values())
+    figures = ("median", "spread", "ratio", "GiB", "busy %", "W", *["img/J"] * joules)
+    switches = any(case.switch for case, _ in tried)
     drawn = Table(
-        *(Column(name, no_wrap=True) for name in ("device", "precision", "code")),
+        Column("device", no_wrap=True),
+        Column("precision", overflow="fold"),
+        Column("code", no_wrap=True),
         *(Column(name, no_wrap=True, justify="right") for name in figures),
         title=f"{simulated}{TITLES[mode]}, images per second: {report.subject}",
-        caption=f"{_statistic(report)}; GiB: peak of reserved memory",
+        caption=f"{_statistic(report)}; GiB: peak of reserved memory{'; img/J: images per joule' * joules}"
+        f"{_OF_SWITCHES * switches}",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     previous = None
-    for case, results in report.tried(mode):
-        names = [case.device.name if case.device != previous else "", case.variant]
+    for case, results in tried:
+        names = [case.device.name if case.device != previous else "", str(case.switch or case.variant)]
         previous = case.device
         for result in results.values():
             peak = result.memory("reserved")
@@ -47,9 +54,10 @@ def table(report: Report, mode: str) -> Table:
                 result.implementation,
                 _median(result),
                 _spread(result) or _NONE,
-                speedup(results) if result.implementation == "ours" else _NONE,
+                ratio(report, result),
                 _NONE if peak is None else f"{peak / 2**30:.2f}",
                 *(_reading(result, name) for name in ("utilization", "power_draw")),
+                *[_joules(result)] * joules,
             )
             names = ["", ""]
     return drawn
@@ -59,18 +67,23 @@ def markdown(report: Report) -> str:
     """Return a table to paste into an issue; each row names the device and the software."""
     e = report.environment
     heads = ("device", "driver", "OS", "torch", "Ultralytics", "yolo-xpu-trainer", "measured", "plain", "ours", "ratio")
-    drawn = Table(*heads, box=box.MARKDOWN)
+    joules = any(result.images_per_joule for result in report.results)
+    drawn = Table(*heads, *["images per joule"] * joules, box=box.MARKDOWN)
     software = (e["os"], e["torch"], e["ultralytics"], e["yolo_xpu_trainer"])
     for case, results in itertools.chain.from_iterable(map(report.tried, report.settings.modes)):
         device = case.device
         cells = [device.label, device.driver, *software, f"{case.mode} {case.variant}"]
-        cells += [_cell(results, "plain"), _cell(results, "ours"), speedup(results)]
+        ours = results.get("ours")
+        cells += [_cell(results, "plain"), _cell(results, "ours"), ratio(report, ours) if ours else _NONE]
+        cells += [" / ".join(_joules(result) for result in results.values())] * joules
         drawn.add_row(*(cell.replace("|", "\\|") for cell in cells))
     text = io.StringIO()
     console = Console(file=text, width=10_000, markup=False, emoji=False, highlight=False, color_system=None)
     if report.simulated:
         console.print("**Simulated XPU: no hardware was measured.**\n")
-    console.print(f"Images per second, {report.subject}; {_statistic(report)}:")
+    console.print(
+        f"Images per second, {report.subject}; {_statistic(report)}{_OF_SWITCHES * report.settings.switches}:"
+    )
     console.print(drawn)
     console.print(*(f"- {note}" for note in report.footnotes()), sep="\n", soft_wrap=True)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip() + "\n"
@@ -93,10 +106,14 @@ def _spread(result: Result) -> str:
     return f"{figure(min(figures))}-{figure(max(figures))}" if len(figures) > 1 else ""
 
 
-def speedup(results: dict[str, Result]) -> str:
-    """Return the speed of this package divided by that of plain Ultralytics."""
-    plain, ours = (results[name].median if name in results else None for name in ("plain", "ours"))
-    return f"{ours / plain:.2f}" if plain and ours else _NONE
+def ratio(report: Report, result: Result) -> str:
+    """Return a speed divided by the one that it is compared with, see `Report.ratio`."""
+    value = report.ratio(result)
+    return _NONE if value is None else f"{value:.2f}"
+
+
+def _joules(result: Result) -> str:
+    return _NONE if result.images_per_joule is None else figure(result.images_per_joule)
 
 
 def _cell(results: dict[str, Result], implementation: str) -> str:

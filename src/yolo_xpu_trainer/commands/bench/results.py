@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..measurement.cases import Case, Device, Implementation, Window
 from .settings import Settings
 
-__all__ = ["MEASURED", "TITLES", "Case", "Device", "Report", "Result", "Window"]
+__all__ = ["MEASURED", "SCHEMA", "TITLES", "Case", "Device", "Report", "Result", "Window"]
 
 MEASURED = {
     "train": "images per second of the complete training loop of Ultralytics' trainer in steady state: batches from "
@@ -23,6 +23,9 @@ MEASURED = {
     "postprocessing, results. An untrained model finds no objects, so NMS has little to do.",
 }
 """What the figures of each mode mean."""
+
+SCHEMA = 1
+"""Version of the structure of `bench.json`: another one where a value changes, the same where one is added."""
 
 TITLES = {"train": "Training", "infer": "Inference"}
 
@@ -76,6 +79,12 @@ class Result:
         readings = [window.telemetry[name] for window in self.windows if name in window.telemetry]
         return statistics.median(readings) if readings else None
 
+    @property
+    def images_per_joule(self) -> float | None:
+        """Median images per joule, by the device's own reading of its power; None where it has none."""
+        each = [w.images_per_second / w.telemetry["power_draw"] for w in self.windows if w.telemetry.get("power_draw")]
+        return statistics.median(each) if each else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
         figures = self.figures()
@@ -85,10 +94,12 @@ class Result:
             "device": self.case.device.name,
             "precision": self.case.precision,
             "compile": self.case.compile,
+            "arguments": self.case.arguments,
             "implementation": self.implementation,
             "status": self.status,
             "reason": self.reason,
             "images_per_second": {**spread, "windows": figures} if figures else None,
+            "images_per_joule": self.images_per_joule,
             "windows": [asdict(window) for window in self.windows],
             "warnings": self.warnings,
         }
@@ -133,6 +144,21 @@ class Report:
                 found.setdefault(result.case, {})[result.implementation] = result
         return [item for item in found.items() if any(result.status != "skipped" for result in item[1].values())]
 
+    def ratio(self, result: Result) -> float | None:
+        """Return a speed, divided by the one that it is compared with; None if either wasn't measured.
+
+        With a switch that is the same code's without it; else it is plain Ultralytics', and `result` is of ours.
+        """
+        if result.case.switch:
+            case, implementation = replace(result.case, switch=None), result.implementation
+        elif result.implementation == "ours":
+            case, implementation = result.case, "plain"
+        else:
+            return None
+        bases = (other for other in self.results if (other.case, other.implementation) == (case, implementation))
+        base = next((other.median for other in bases), None)
+        return result.median / base if result.median and base else None
+
     def footnotes(self) -> list[str]:
         """Return the notes, the reasons for missing results, warnings and doubts, each once."""
         notes = list(self.notes)
@@ -167,7 +193,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "created": self.created,
             "simulated": self.simulated,
             "settings": self.settings.as_dict(),

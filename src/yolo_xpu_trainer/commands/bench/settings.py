@@ -27,6 +27,8 @@ class Settings:
         precisions: Of `PRECISIONS`.
         modes: Of `MODES`.
         compile: Whether each case is measured with `torch.compile`, too.
+        switches: Whether trainings on an XPU are measured with each switch, too.
+        pure_bf16: Whether trainings with bf16 weights are measured, too, as a reference.
         steps: Steps in a window, at most.
         repeats: Windows per result.
     """
@@ -38,6 +40,8 @@ class Settings:
     precisions: list[str]
     modes: list[str]
     compile: bool
+    switches: bool
+    pure_bf16: bool
     steps: int
     repeats: int
 

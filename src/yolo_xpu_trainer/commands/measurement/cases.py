@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-__all__ = ["WARMUP", "WINDOW_SECONDS", "Case", "Device", "Implementation", "Sizes", "Window"]
+__all__ = ["PURE_BF16", "WARMUP", "WINDOW_SECONDS", "Case", "Device", "Implementation", "Sizes", "Switch", "Window"]
 
 WARMUP = 8
 """Steps before a window: the first ones compile kernels and fill caches."""
 
 WINDOW_SECONDS = 20
 """A window that has lasted this long ends at the next optimizer step: on a CPU a step can take ten seconds."""
+
+PURE_BF16 = "pure bf16"
+"""The precision of a training whose weights are bf16, see `pure_bf16.py`."""
 
 Implementation = Literal["plain", "ours", "both"]
 
@@ -62,6 +65,22 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """A value of an argument, other than the default.
+
+    Attributes:
+        keyword: As `train()` takes it.
+        value: The value.
+    """
+
+    keyword: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.keyword}={self.value}"
+
+
+@dataclass(frozen=True)
 class Case:
     """One kind of run, the same for plain Ultralytics and for this package."""
 
@@ -69,11 +88,17 @@ class Case:
     device: Device
     precision: str
     compile: bool = False
+    switch: Switch | None = None
 
     @property
     def variant(self) -> str:
-        """Precision and compilation."""
-        return self.precision + " compiled" * self.compile
+        """Precision, compilation, and the switch."""
+        return self.precision + " compiled" * self.compile + (f" {self.switch}" if self.switch else "")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the switch says, as arguments of a training."""
+        return {self.switch.keyword: self.switch.value} if self.switch else {}
 
     def __str__(self) -> str:
         return f"{self.mode} {self.device.name} {self.variant}"

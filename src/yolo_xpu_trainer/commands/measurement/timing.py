@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from ..synthetic import MANY, draw
-from .cases import WARMUP, WINDOW_SECONDS, Case, Implementation, Sizes, Window
+from .cases import PURE_BF16, WARMUP, WINDOW_SECONDS, Case, Implementation, Sizes, Window
 from .isolation import clear
 from .model import Model
+from .pure_bf16 import has_bf16_weights, with_bf16_weights
 from .stopwatch import Stopwatch, WallClock
 from .telemetry import Sampler
 
@@ -200,6 +201,8 @@ def train(job: Job, case: Case, implementation: Implementation) -> Window:
     clock = job.clock(case)
     ours = implementation == "ours"
     trainer_class: Any = job.model.ours if ours else job.model.plain
+    if case.precision == PURE_BF16:
+        trainer_class = with_bf16_weights(trainer_class)
     trainer = trainer_class(overrides=_arguments(job, case, ours))
     # A trainer empties the cache after an epoch that filled half of the device. Here an epoch has a few steps instead
     # of thousands, so that this would cost a hundred times as much as in practice.
@@ -222,7 +225,7 @@ def train(job: Job, case: Case, implementation: Implementation) -> Window:
 
 
 def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
-    named: dict[str, Any] = {"fp32": False, "fp16": True, "bf16": "bf16"}
+    named: dict[str, Any] = {"fp32": False, "fp16": True, "bf16": "bf16", PURE_BF16: False}
     arguments = {
         "mode": "train",
         "task": job.model.task,
@@ -251,11 +254,16 @@ def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
         "auto_augment": None,
         **({"xpu_tuned": False} if ours else {}),
         **job.arguments,
+        **case.arguments,
     }
     return {**arguments, "compile": True} if case.compile else arguments
 
 
 def _check_precision(trainer: Any, case: Case) -> None:
+    if case.precision == PURE_BF16:
+        if not has_bf16_weights(trainer):
+            raise Stop(None, "the trainer cast weights that were bf16 to another precision")
+        return
     if getattr(trainer, "xpu", None) is not None:
         actual, reason = trainer.xpu.precision.name, trainer.xpu.precision.reason
     else:
