@@ -133,7 +133,9 @@ def cleaner(folder: Path) -> Callable[[str], str]:
         for file in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"def (test_\w+)", file.read_text("utf-8"))
     }
-    places = {str(folder): "<bundle>", str(ROOT): "<repository>"}
+    places = {str(folder): "<bundle>", str(ROOT): "<repository>", sys.executable: "<python>"}
+    if sys.prefix != sys.base_prefix:  # which may be /usr
+        places[sys.prefix] = "<environment>"
     places |= {path.replace("\\", "\\\\"): name for path, name in places.items()}
 
     def clean(text: str) -> str:

@@ -75,7 +75,15 @@ def test_the_bundle_names_neither_the_user_nor_paths_but_our_tests(
     monkeypatch.setenv("USERPROFILE", str(home))
     monkeypatch.setattr(getpass, "getuser", lambda: "janedoe")
     test = "test_the_bundle_names_neither_the_user_nor_paths_but_our_tests"
-    lines = [str(home / "runs"), str(ROOT / "tests"), "by janedoe", "hf_abcdefgh12345678", r"C:\Users\jane\x", test]
+    lines = [
+        str(home / "runs"),
+        str(ROOT / "tests"),
+        "by janedoe",
+        "hf_abcdefgh12345678",
+        r"C:\Users\jane\x",
+        test,
+        sys.executable,
+    ]
     code = f"import json, os; lines = {lines!r}; print(*lines, os.getcwd(), sep='\\n')"
     code += "; json.dump(lines, open('a.json', 'w'))"
     assert main(["--output", str(home / "out")], [python("tells", code)]) == 0
@@ -88,7 +96,7 @@ def test_the_bundle_names_neither_the_user_nor_paths_but_our_tests(
     assert told[0].endswith("runs")
     assert told[1].startswith("<repository>")
     assert told[5] == test
-    assert told[6] == "<bundle>"
+    assert told[6:] == ["<python>", "<bundle>"]
     assert len(json.loads(files["a.json"])) == len(lines)
 
 
