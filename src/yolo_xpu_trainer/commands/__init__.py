@@ -17,6 +17,7 @@ from ..errors import XPUTrainerError
 COMMANDS = {
     "autotune": "measure which switches make trainings faster on this GPU, and let later ones take them",
     "bench": "measure images per second of training and inference, with plain Ultralytics and with this package",
+    "compare": "validate exported models beside the checkpoint that they were made from, and say which became worse",
     "demo": "train a small detector of handwritten digits on a data set that is drawn on the spot",
     "doctor": "say whether a training works on this machine, and print the commands that fix what doesn't",
     "init": "say which PyTorch wheels to install on this machine, in which order, and write constraints that keep them",

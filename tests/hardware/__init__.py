@@ -1,0 +1,1 @@
+"""What a volunteer with an Intel GPU runs: `python -m tests.hardware`."""
