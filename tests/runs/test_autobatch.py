@@ -24,6 +24,8 @@ from yolo_xpu_trainer.policies.autobatch import _capped
 
 from ..options import options
 
+pytestmark = pytest.mark.slow
+
 MIB, GIB = 1 << 20, 1 << 30
 SEGMENT = 20 * MIB  # what PyTorch's allocator asks the driver for at a time, where it is asked for less than 10 MiB
 CAPACITY = 320 * MIB

@@ -19,6 +19,8 @@ from yolo_xpu_trainer.policies.loss_syncs import host_labels
 from ..conftest import Train
 from ..other_plugins import registered
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"epochs": 2, "imgsz": 64, "val": False, "warmup_epochs": 0, "nbs": 4}
 
 
