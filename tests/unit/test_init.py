@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -175,7 +176,12 @@ def test_on_windows_and_in_wsl_the_same_wheels_are_named(setup: Setup, capsys: p
 
 
 def test_it_runs_where_nothing_but_this_package_is_installed(tmp_path: Path) -> None:
-    source = Path(yolo_xpu_trainer.__file__).parents[1]
+    source = tmp_path / "source"  # not where it is installed, with PyTorch beside it
+    shutil.copytree(Path(yolo_xpu_trainer.__file__).parent, source / "yolo_xpu_trainer")
+    autoload = importlib.util.find_spec("_yolo_xpu_trainer_autoload")
+    assert autoload is not None
+    assert autoload.origin is not None
+    shutil.copy(autoload.origin, source)
     environ = {**os.environ, "PYTHONPATH": str(source)}
     command = [sys.executable, "-S", "-m", "yolo_xpu_trainer", "init", "--constraints", "c.txt"]  # no site-packages
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path)

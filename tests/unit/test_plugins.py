@@ -244,7 +244,7 @@ def test_the_command_lists_who_is_asked_and_in_which_order(
     (precision,) = [line for line in lines if "xpu_precision" in line]
     assert "theirs or else precision" in precision
     (moves,) = [line for line in lines if "xpu_move_batch" in line]
-    assert "loss_syncs around dataloader" in moves
+    assert "loss_syncs around summary around dataloader" in moves
 
 
 def test_markers_are_pluggys() -> None:

@@ -91,11 +91,10 @@ def test_neither_is_one_without_a_driver_or_a_machine_without_one(setup: Setup, 
     assert said(log) == []
 
 
-def test_a_build_with_xpu_support_is_not_spoken_of(
-    setup: Setup, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.xpu, "_is_compiled", lambda: True)
-    unused_gpu.tell()
+def test_a_build_with_xpu_support_is_not_spoken_of(setup: Setup, log: list[logging.LogRecord]) -> None:
+    with pytest.MonkeyPatch.context() as patched:  # which is taken back before that of the fixture
+        patched.setattr(torch.xpu, "_is_compiled", lambda: True)
+        unused_gpu.tell()
     assert said(log) == []
 
 

@@ -83,6 +83,8 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> Generator[None, Any, 
 
 def _others_move(run: Run) -> bool:
     """Whether somebody else's plugin moves batches, and may change them on the way."""
+    if run.hooks is None:
+        return False
     names = (str(implementation.function.__module__) for implementation in run.hooks.implementations("xpu_move_batch"))
     return not all(name.startswith(f"{__name__.partition('.')[0]}.policies.") for name in names)
 
