@@ -35,6 +35,8 @@ from yolo_xpu_trainer.commands.measurement import stopwatch, telemetry, timing
 from yolo_xpu_trainer.commands.measurement.isolation import first_line, plain_ultralytics, quiet, with_package
 from yolo_xpu_trainer.policies import compile as compiling
 
+pytestmark = pytest.mark.slow
+
 arc_a770 = pytest.mark.xpu_profile("arc-a770")
 no_xpu = pytest.mark.xpu_profile("none")
 

@@ -14,6 +14,8 @@ from yolo_xpu_trainer import XPUDetectionTrainer, XPUTrainer
 from ..conftest import Train
 from . import own_code
 
+pytestmark = pytest.mark.slow
+
 # What reorders sums; bf16 rounds.
 EXACT = {"xpu_channels_last": False, "xpu_fused_optimizer": False, "amp": False}
 
