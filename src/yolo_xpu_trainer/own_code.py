@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["KNOWN", "is_known", "named", "own_code"]
+__all__ = ["KNOWN", "is_known", "named", "own_code", "source_of"]
 
 KNOWN = {"torch", "torchvision", "ultralytics", __name__.partition(".")[0]}  # whose code works in either layout
 
@@ -30,6 +30,14 @@ def is_known(thing: Any) -> bool:
         return True
     owner = thing if isinstance(thing, type) else type(thing)
     return owner.__module__.partition(".")[0] in KNOWN
+
+
+def source_of(function: Any) -> str:
+    """Return the text of a function, of the innermost of those that are wrapped; "" where a program has none."""
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        return ""
 
 
 def own_code(model: torch.nn.Module) -> dict[int, Any]:

@@ -98,7 +98,7 @@ def patches_of_runs() -> list[tuple[str, str]]:
         (policy, name)
         for policy in built_in()
         for name, value in vars(importlib.import_module(f"{policies.__name__}.{policy}")).items()
-        if isinstance(value, Patch)
+        if isinstance(value, Patch) and name != "_BOX_METRICS"  # of which the one step that may fail is guarded within
     ]
 
 
@@ -134,7 +134,7 @@ def test_a_run_goes_on_without_a_policy_whose_replacement_fails(
     assert len(warned) <= 1
     assert all(f"the policy {policy!r} failed" in warning for warning in warned)
     of_other_models = ("distilled_forward", "max_of_losses")
-    called = policy not in ("amp_check", "autobatch") and name not in of_other_models and patch.is_needed()
+    called = policy not in ("amp_check", "autobatch", "ranks") and name not in of_other_models and patch.is_needed()
     assert bool(warned) is called
 
 

@@ -7,14 +7,13 @@ labels' classes to the host to index with them: a sync a step each.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..hookspecs import hookimpl
-from ..own_code import is_known
+from ..own_code import is_known, source_of
 from ..patches import Patch, like, patch, stand_in
 from ..run import Run, StashKey
 
@@ -61,7 +60,7 @@ class _Assigned(_Answering):
 
 
 def _asks(original: Callable[..., Any]) -> bool:
-    return is_known(original) and "if fg_mask.max() > 1:" in inspect.getsource(inspect.unwrap(original))
+    return is_known(original) and "if fg_mask.max() > 1:" in source_of(original)
 
 
 @patch(
@@ -83,7 +82,7 @@ _DEVICE = StashKey["torch.device | None"]()
 
 
 def _indexes_from_host(original: Callable[..., Any]) -> bool:
-    return is_known(original) and _INDICES in inspect.getsource(inspect.unwrap(original))
+    return is_known(original) and _INDICES in source_of(original)
 
 
 @patch(

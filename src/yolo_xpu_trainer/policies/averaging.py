@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ..hookspecs import hookimpl
-from ..own_code import is_known
+from ..own_code import is_known, source_of
 from ..patches import Patch, patch
 
 __all__: list[str] = []
@@ -18,7 +17,7 @@ _BYTES = 32 << 20  # of what is added at a time, which takes memory
 
 
 def _goes_one_by_one(original: Callable[..., Any]) -> bool:
-    return is_known(original) and "_foreach_" not in inspect.getsource(inspect.unwrap(original))
+    return is_known(original) and "_foreach_" not in source_of(original)
 
 
 @patch(

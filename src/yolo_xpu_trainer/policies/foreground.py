@@ -6,7 +6,6 @@ so does asking whether there are any. A YOLO11n-seg's loss does so 24 times a st
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from ..hookspecs import hookimpl
 from ..known_tensors import Answer, KnownTensor, PlainError
 from ..options import Option
-from ..own_code import is_known
+from ..own_code import is_known, source_of
 from ..patches import Patch, patch
 from ..run import Run
 from ..stopwatch import TARGETS, timed
@@ -209,7 +208,7 @@ def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwa
 @patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
     why="before 8.4.120 or so it indexes with one mask five times, with a sync for its positions each time",
-    needed=lambda original: is_known(original) and "[mask_gt]" in inspect.getsource(inspect.unwrap(original)),
+    needed=lambda original: is_known(original) and "[mask_gt]" in source_of(original),
 )
 def get_box_metrics(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute how well anchors and labels go together, with a mask that remembers its positions."""

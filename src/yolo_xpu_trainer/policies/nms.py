@@ -14,6 +14,7 @@ from ..devices import info
 from ..hookspecs import hookimpl
 from ..numerics import Check, finding
 from ..options import Option
+from ..own_code import source_of
 from ..patches import patch
 
 __all__ = ["PATCHES"]
@@ -113,7 +114,7 @@ def torch_nms(
 
 
 def _refuses_xpu(original: Callable[..., Any]) -> bool:
-    return "xpu" in inspect.getsource(inspect.unwrap(original))
+    return "xpu" in source_of(original)
 
 
 @patch(

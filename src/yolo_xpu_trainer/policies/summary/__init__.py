@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ import torch
 
 from ...files import replacing
 from ...hookspecs import hookimpl
-from ...own_code import is_known
+from ...own_code import is_known, source_of
 from ...patches import Patch, stand_in
 from ...run import Run, StashKey
 from ...stopwatch import STEPS, STOPWATCH, TARGETS, Stopwatch, timed, timed_batches
@@ -148,7 +147,7 @@ def _watched(run: Run, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _asks_for_positions(original: Any) -> bool:
-    return is_known(original) and "mask_gt.nonzero(" in inspect.getsource(inspect.unwrap(original))
+    return is_known(original) and "mask_gt.nonzero(" in source_of(original)
 
 
 def _get_box_metrics(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
