@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..hookspecs import hookimpl
+from ..known_tensors import Answer, KnownTensor, PlainError
 from ..own_code import is_known, source_of
 from ..patches import Patch, like, patch, stand_in
 from ..run import Run, StashKey
@@ -20,43 +21,38 @@ from ..run import Run, StashKey
 __all__: list[str] = []
 
 
-class _Answering(torch.Tensor):
-    """A tensor with an answer of its own to one call, and a plain one to every other."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            is_asked = not kwargs and args and type(args[0]) is cls
-            answer = cls._answer(func, *args) if is_asked else None
-            return func(*args, **(kwargs or {})) if answer is None else answer
-
-    @classmethod
-    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
-        raise NotImplementedError
-
-
-class _Most(_Answering):
+class _Most(KnownTensor):
     """To how many labels an anchor is assigned at most: to several, whatever the device knows."""
 
-    @classmethod
-    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
-        return True if func is torch.Tensor.gt and others == (1,) else None
 
-
-class _Labels(_Answering):
+class _Labels(KnownTensor):
     """To how many labels each anchor is assigned."""
 
-    @classmethod
-    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
-        return tensor.max().as_subclass(_Most) if func is torch.Tensor.max and not others else None
 
-
-class _Assigned(_Answering):
+class _Assigned(KnownTensor):
     """Which anchors are assigned to which labels."""
 
-    @classmethod
-    def _answer(cls, func: Any, tensor: Any, *others: Any) -> Any:
-        return tensor.sum(-2).as_subclass(_Labels) if func is torch.Tensor.sum and others == (-2,) else None
+
+def _as(kind: type[KnownTensor], *others: Any) -> Answer:
+    """Return an answer of another kind to a call with these arguments."""
+
+    def answer(func: Any, args: Any, kwargs: Any) -> Any:
+        if kwargs or args[1:] != others:
+            raise PlainError
+        return func(*args).as_subclass(kind)
+
+    return answer
+
+
+def _more_than_one(func: Any, args: Any, kwargs: Any) -> bool:
+    if kwargs or args[1:] != (1,):
+        raise PlainError
+    return True
+
+
+_Most.answers = {torch.Tensor.gt: _more_than_one}
+_Labels.answers = {torch.Tensor.max: _as(_Most)}
+_Assigned.answers = {torch.Tensor.sum: _as(_Labels, -2)}
 
 
 def _asks(original: Callable[..., Any]) -> bool:

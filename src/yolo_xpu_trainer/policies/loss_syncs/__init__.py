@@ -59,6 +59,8 @@ class LabelCounts:
 
 _OFF = StashKey[bool]()
 """Whether labels aren't counted on the host."""
+_KEEPS = StashKey[bool]()
+"""Whether labels stay on the host as well, for losses to ask of."""
 _COUNTS = StashKey[WeakTensorKeyDictionary]()
 """The counts of the labels in a tensor on the device: in a batch's `batch_idx`, and in what a loss makes of it."""
 
@@ -73,7 +75,7 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> Generator[None, Any, 
     counts = _count(index, batch.get("img"))
     labels = dict(batch) if isinstance(batch, dict) else {}
     moved = yield
-    if not _others_move(run):
+    if run.stash.get(_KEEPS, False):
         keep(run, labels, moved)
     there = moved.get("batch_idx") if isinstance(moved, dict) else None
     if counts is not None and isinstance(there, torch.Tensor) and there is not index:
@@ -83,8 +85,6 @@ def xpu_move_batch(trainer: Any, batch: dict[str, Any]) -> Generator[None, Any, 
 
 def _others_move(run: Run) -> bool:
     """Whether somebody else's plugin moves batches, and may change them on the way."""
-    if run.hooks is None:
-        return False
     names = (str(implementation.function.__module__) for implementation in run.hooks.implementations("xpu_move_batch"))
     return not all(name.startswith(f"{__name__.partition('.')[0]}.policies.") for name in names)
 
@@ -271,4 +271,5 @@ def xpu_patches(trainer: Any) -> list[Patch]:
             f"may change them. If it leaves batch_idx as it is, or replaces it, set {FEWER_SYNCS.key}=True."
         )
         return [make_anchors, torch_of_losses, max_of_losses]
+    run.stash[_KEEPS] = not _others_move(run)
     return [loss, make_anchors, preprocess, torch_of_losses, max_of_losses]
