@@ -1021,11 +1021,11 @@ def test_directories_in_variables_are_hidden_but_for_the_systems(setup: Setup) -
     setup.environ |= {
         "SYCL_CACHE_DIR": "D:\\Work\\Jane\\cache",
         "TORCH_HOME": "/nas/bob/torch",
-        "CONDA_DEFAULT_ENV": "/work/clientx/env",
-        "CONDA_PREFIX": "/work/clientx/env",
+        "CONDA_DEFAULT_ENV": "/projects/clientx/env",
+        "CONDA_PREFIX": "/projects/clientx/env",
         "LD_LIBRARY_PATH": "/usr/lib:/nas/bob/lib:/srv/clientx/oneapi/mkl/lib",
     }
-    setup.import_fails("ImportError: found in /work/clientx/env")
+    setup.import_fails("ImportError: found in /projects/clientx/env")
     text = report.as_markdown(examine(setup), setup.machine(), "1.0")
     for word in ("Jane", "bob", "clientx"):
         assert word not in text, word
