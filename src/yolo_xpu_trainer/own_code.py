@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["KNOWN", "is_known", "named", "own_code", "source_of"]
+__all__ = ["KNOWN", "is_known", "named", "own_code", "source_of", "unwrapped"]
 
 KNOWN = {"torch", "torchvision", "ultralytics", __name__.partition(".")[0]}  # whose code works in either layout
 
@@ -70,3 +70,15 @@ def named(own: Iterable[Any]) -> str:
     """Return the names of users' code, for a line."""
     names = {getattr(thing, "__qualname__", type(thing).__name__): None for thing in own}
     return ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model that DDP or `torch.compile` wraps; a user's own attribute `module` isn't taken for one."""
+    while isinstance(model, torch.nn.Module):
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            break
+        model = inner
+    return model

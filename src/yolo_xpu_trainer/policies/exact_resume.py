@@ -17,6 +17,7 @@ import torch
 
 from ..hookspecs import hookimpl
 from ..options import Option
+from ..own_code import unwrapped
 from ..patches import Patch, is_upstream, patch
 from ..run import CHECKPOINT_KEY, Run, StashKey, saved_settings
 from ..transfer import to_host
@@ -124,7 +125,7 @@ def xpu_checkpoint(trainer: Any) -> dict[str, Any]:
     if not run.options[EXACT_RESUME]:
         return {}
     accumulation = run.stash[_ACCUMULATION]
-    model = _unwrapped(trainer.model)
+    model = unwrapped(trainer.model)
     waiting = {name: p.grad for name, p in model.named_parameters() if accumulation.batches and p.grad is not None}
     state = {
         "model": model.state_dict(),
@@ -168,7 +169,7 @@ def resume_training(run: Run, original: Callable[..., Any], self: Any, ckpt: Any
 
 def _restore(trainer: Any, state: dict[str, Any]) -> None:
     accumulation = trainer.xpu.stash[_ACCUMULATION]
-    _unwrapped(trainer.model).load_state_dict(state["model"])
+    unwrapped(trainer.model).load_state_dict(state["model"])
     if trainer.ema:
         trainer.ema.ema.load_state_dict(state["ema"])
     groups = trainer.optimizer.state_dict()["param_groups"]
@@ -182,7 +183,7 @@ def _restore(trainer: Any, state: dict[str, Any]) -> None:
 
 def _begin_epoch(trainer: Any) -> None:
     accumulation = trainer.xpu.stash[_ACCUMULATION]
-    for name, parameter in _unwrapped(trainer.model).named_parameters():
+    for name, parameter in unwrapped(trainer.model).named_parameters():
         if name in accumulation.gradients:  # Ultralytics dropped all others before the first epoch
             parameter.grad = torch.empty_like(parameter).copy_(accumulation.gradients[name])
     accumulation.gradients = {}
@@ -241,10 +242,3 @@ def _forget_images(dataset: Any) -> None:
         if getattr(dataset, "cache", None) != "ram":
             dataset.ims[i], dataset.im_hw0[i], dataset.im_hw[i] = None, None, None
     buffer.clear()
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a model without what DDP and `torch.compile` put around it."""
-    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), torch.nn.Module):
-        model = inner
-    return model

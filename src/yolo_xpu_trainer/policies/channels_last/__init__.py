@@ -23,7 +23,7 @@ from ...batches import changes_batches
 from ...hookspecs import hookimpl
 from ...numerics import Check, avoids
 from ...options import Option, Options
-from ...own_code import named, own_code
+from ...own_code import named, own_code, unwrapped
 from ...patches import patch
 from ...run import Run
 from ...versions import torch_release
@@ -31,7 +31,7 @@ from .layout import LAYOUT, Layout, go_without, of, train_in, train_in_nchw
 from .numerics import CHECKS, checks_of
 from .optimizers import try_optimizer
 from .trial import Trial
-from .weights import lay_out, unwrapped
+from .weights import lay_out
 
 __all__ = ["PATCHES"]
 

@@ -8,8 +8,9 @@ from weakref import WeakSet
 
 import torch
 
+from ...own_code import unwrapped
 from ...run import Run, StashKey
-from .weights import follow_the_weights, lay_out, unwrapped
+from .weights import follow_the_weights, lay_out
 
 __all__ = ["LAYOUT", "Layout", "go_without", "of", "train_in", "train_in_nchw"]
 

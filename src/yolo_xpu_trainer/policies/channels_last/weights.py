@@ -8,19 +8,7 @@ import torch
 
 from ...own_code import is_known
 
-__all__ = ["follow_the_weights", "in_nchw", "lay_out", "unwrapped"]
-
-
-def unwrapped(model: Any) -> Any:
-    """Return the model that DDP or torch.compile wraps."""
-    while isinstance(model, torch.nn.Module):
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            break
-        model = inner
-    return model
+__all__ = ["follow_the_weights", "in_nchw", "lay_out"]
 
 
 def lay_out(model: torch.nn.Module, memory_format: torch.memory_format = torch.channels_last) -> None:
