@@ -17,6 +17,8 @@ import pytest
 
 from ..conftest import TrainingData
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Later:
@@ -78,8 +80,6 @@ from importlib import import_module
 from types import ModuleType
 
 import torch  # and with it, by XPU_SIMULATOR, the simulated device
-
-pytestmark = pytest.mark.slow
 from torch.torch_version import TorchVersion
 from torch.utils.data import dataloader
 from xpu_simulator import torch_xpu

@@ -231,7 +231,7 @@ def _patches() -> dict[str, list[list[str]]]:
         with Options.scope({SELF_CHECK.name: False}):
             device = devices.available()[0]
             precision = hooks().xpu_precision(device=device, requested=True) or Precision("fp32", "")
-            run = Run(device, (device.index,), precision, Options.resolve(declared_options(), {}))
+            run = Run(device, (device.index,), precision, Options.resolve(declared_options(), {}), hooks=hooks())
             asked = SimpleNamespace(xpu=run, device=device.device)
             for patch in (patch for found in hooks().xpu_patches(trainer=asked) for patch in found):
                 training.append([patch.target, _state(patch), patch.why, patch.where])
