@@ -72,6 +72,10 @@ class Stash:
         return self._values.get(key, default)  # type: ignore[no-any-return]
 
 
+EAGER_STEP = StashKey[bool]()
+"""Whether the step that begins computes the model eagerly, in a run with `compile`."""
+
+
 @dataclass
 class Run:
     """One run on one or more XPUs, as decided before it starts.

@@ -19,7 +19,8 @@ from ultralytics.utils import torch_utils
 
 from yolo_xpu_trainer.errors import Problem
 from yolo_xpu_trainer.policies import compile as compiling
-from yolo_xpu_trainer.policies.compile import problem, trial, xpu_around_run
+from yolo_xpu_trainer.policies.compile import obstacles, problem, trial, xpu_around_run
+from yolo_xpu_trainer.run import Stash
 
 from ..conftest import Train, TrainingData
 
@@ -82,7 +83,7 @@ def test_nothing_is_tried_where_nobody_asked(train: Train, monkeypatch: pytest.M
 def test_the_workers_of_a_ddp_run_leave_the_argument_to_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     def left(is_worker: bool) -> Any:
         args = SimpleNamespace(compile=True)
-        trainer = SimpleNamespace(args=args, xpu=SimpleNamespace(indices=(0, 1), is_worker=is_worker))
+        trainer = SimpleNamespace(args=args, xpu=SimpleNamespace(indices=(0, 1), is_worker=is_worker, stash=Stash()))
         with xpu_around_run(trainer=trainer):
             return args.compile
 
@@ -149,8 +150,8 @@ def test_a_trial_on_the_simulated_device_fails_cleanly(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ("Failed to find C compiler. Please specify via CC environment variable.", compiling._COMPILER),
-        ("Compiler: cl is not found.", compiling._COMPILER),
+        ("Failed to find C compiler. Please specify via CC environment variable.", obstacles._COMPILER),
+        ("Compiler: cl is not found.", obstacles._COMPILER),
         ("main.cpp:23: fatal error: level_zero/ze_api.h: No such file or directory", "libze-dev"),
         ("driver.c:5:10: fatal error: Python.h: No such file or directory", "python3-dev"),
         ("sycl headers not found, please install `icpx` compiler, or …", "whl/xpu"),
@@ -158,14 +159,14 @@ def test_a_trial_on_the_simulated_device_fails_cleanly(monkeypatch: pytest.Monke
     ],
 )
 def test_what_users_have_met_is_mended_by(text: str, remedy: str) -> None:
-    found = compiling._explained(f"RuntimeError: backend='inductor' raised:\n{text}\n\nand much more")
+    found = obstacles._explained(f"RuntimeError: backend='inductor' raised:\n{text}\n\nand much more")
     assert f"(RuntimeError: {text})" in found.seen
     assert remedy in found.remedy
 
 
 def in_the_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let the process of a trial run something else first."""
-    monkeypatch.setattr(compiling, "_CHILD", f"{code}\n{compiling._CHILD}")
+    monkeypatch.setattr(obstacles, "_CHILD", f"{code}\n{obstacles._CHILD}")
 
 
 def test_a_compiler_that_gives_wrong_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,14 +211,14 @@ time.sleep(60)"""
 
 def test_a_missing_triton_is_found_without_a_trial(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.setattr(compiling, "trial", lambda device: pytest.fail("it was tried"))
+    monkeypatch.setattr(obstacles, "trial", lambda device: pytest.fail("it was tried"))
     found = problem(0)
     assert found is not None
     assert "Triton can't be imported" in found.seen
 
 
 def test_before_2_7_nothing_is_compiled_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(obstacles, "os", SimpleNamespace(name="nt"))
     for version, can in (("2.6.0+xpu", False), ("2.7.0+xpu", True), ("2.10.1+xpu", True)):
         monkeypatch.setattr(torch, "__version__", version)
-        assert (compiling._old_on_windows() is None) is can
+        assert (obstacles._old_on_windows() is None) is can

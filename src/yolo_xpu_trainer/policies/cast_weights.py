@@ -20,7 +20,7 @@ from ..hookspecs import hookimpl
 from ..options import Option
 from ..own_code import named, own_code
 from ..patches import Patch, patch
-from ..run import Run, StashKey
+from ..run import EAGER_STEP, Run, StashKey
 
 __all__: list[str] = []
 
@@ -30,7 +30,7 @@ CAST_WEIGHTS = Option(
     "cast_weights",
     True,
     "in mixed precision weights are rounded in a few kernels and their gradients widened in as many, instead of one "
-    "for each; not with several GPUs or `compile`",
+    "for each; not with several GPUs or in compiled steps",
     tried=(True, False),
 )
 _PARTS = 4  # of a model, in the order of use: gradients are there in both dtypes until those of a part are complete
@@ -47,8 +47,9 @@ def xpu_options() -> list[Option[bool]]:
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Round a model's weights as the training loop enters autocast, for as long as it is in it."""
     run: Run = trainer.xpu
-    if not run.options[CAST_WEIGHTS] or run.world_size > 1 or getattr(getattr(trainer, "args", None), "compile", False):
+    if not run.options[CAST_WEIGHTS] or run.world_size > 1:
         return []
+    compiles = getattr(getattr(trainer, "args", None), "compile", False)
 
     @patch(
         "ultralytics.engine.trainer:autocast",
@@ -58,7 +59,8 @@ def xpu_patches(trainer: Any) -> list[Patch]:
     def autocast(run: Run, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Enter Ultralytics' autocast."""
         context = original(*args, **kwargs)
-        if not run.precision.dtype or not torch.is_grad_enabled():
+        is_compiled = compiles and not run.stash.get(EAGER_STEP, False)
+        if not run.precision.dtype or not torch.is_grad_enabled() or is_compiled:
             return context
         return _with_rounded_weights(trainer, context)
 

@@ -256,7 +256,9 @@ def _arguments(job: Job, case: Case, ours: bool) -> dict[str, Any]:
         **job.arguments,
         **case.arguments,
     }
-    return {**arguments, "compile": True} if case.compile else arguments
+    if case.compile:
+        arguments |= {"compile": True, **({"xpu_compare_compiled": False} if ours else {})}
+    return arguments
 
 
 def _check_precision(trainer: Any, case: Case) -> None:

@@ -1,11 +1,9 @@
-"""`compile=True` is tried on a tiny function before a run; where that fails, the run goes on without, and says why."""
+"""Why `torch.compile` doesn't work on an XPU: a tiny function is compiled there, in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import logging
 import os
 import random
 import re
@@ -13,22 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from ..devices import XPU_WHEELS
-from ..errors import Problem
-from ..hookspecs import hookimpl
-from ..patches import patch
-from ..run import Run
-from ..versions import torch_release
+from ...devices import XPU_WHEELS
+from ...errors import Problem
+from ...versions import torch_release
 
-__all__ = ["PATCHES", "problem"]
-
-_LOGGER = logging.getLogger("ultralytics")
+__all__ = ["problem", "shortened", "text_of", "trial"]
 
 SECONDS = 180
 """How long compiling a tiny function may take. The first one starts Triton and the driver's own compiler, too."""
@@ -39,8 +30,6 @@ _COMPILER = (
     else "Install a C++ compiler, `sudo apt install g++`, or name one in the variables CC and CXX."
 )
 _REINSTALL = f"`pip uninstall -y triton triton-xpu pytorch-triton-xpu`, then `{XPU_WHEELS} --force-reinstall`"
-
-_WITH_GRAPHS = "reduce-overhead"  # is the default with CUDA graphs, which Inductor skips on any other device
 
 # What the texts of errors ask for; the first that is found counts.
 _REMEDIES = [
@@ -55,60 +44,6 @@ _REMEDIES = [
     (r"C(\+\+)? compiler|Compiler: .* not found|InvalidCxxCompiler", _COMPILER),
     (r"sycl", "Install what PyTorch's XPU build brings again: " + _REINSTALL + "."),
 ]
-
-
-@hookimpl
-@contextmanager
-def xpu_around_run(trainer: Any) -> Iterator[None]:
-    """Switch `compile` off where it can't work: loaders, loss and DDP go by the argument, too, not by the model alone.
-
-    In a DDP run the process that starts the others decides for all of them, because they must agree.
-    """
-    run: Run = trainer.xpu
-    if getattr(trainer.args, "compile", False) and not run.is_worker:  # unknown before 8.3.200 or so
-        for index in run.indices:
-            if found := problem(index):
-                _LOGGER.warning(
-                    f"XPU: compile={trainer.args.compile!r} is ignored, because torch.compile doesn't work on "
-                    f"xpu:{index}: {found}"
-                )
-                trainer.args.compile = False
-                break
-    yield
-
-
-@patch(
-    "ultralytics.utils.torch_utils:attempt_compile",
-    why="torch.compile would fail in the midst of a run on an XPU, at the first forward pass",
-    source="ultralytics/utils/torch_utils.py, attempt_compile: it asks for Triton on CUDA devices only",
-    optional=True,  # before 8.3.200 or so Ultralytics doesn't compile
-)
-def attempt_compile(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Compile a model, or say why it can't be on this XPU and return it as it is."""
-    given = inspect.signature(original).bind(*args, **kwargs)
-    given.apply_defaults()
-    device = torch.device(given.arguments["device"])
-    if device.type != "xpu" or not given.arguments["mode"]:
-        return original(*args, **kwargs)
-    index = torch.xpu.current_device() if device.index is None else device.index
-    if (found := problem(index)) is None:
-        if given.arguments["mode"] == _WITH_GRAPHS:
-            _say_that_graphs_are_cudas()
-            given.arguments["mode"] = "default"
-        return original(*given.args, **given.kwargs)
-    _LOGGER.warning(f"XPU: the model is not compiled, because torch.compile doesn't work here: {found}")
-    return given.arguments["model"]
-
-
-PATCHES = [attempt_compile]
-
-
-@functools.cache
-def _say_that_graphs_are_cudas() -> None:
-    _LOGGER.info(
-        f"XPU: compile={_WITH_GRAPHS!r} means 'default' here: PyTorch records graphs on CUDA devices only "
-        "(torch/_inductor/cudagraph_utils.py)."
-    )
 
 
 @functools.cache
@@ -139,7 +74,7 @@ def _without_triton() -> Problem | None:
         from triton.backends import backends
     except Exception as error:  # an AssertionError where it finds no SYCL (intel-xpu-backend-for-triton#2027)
         return Problem(
-            f"Triton can't be imported ({_shortened(_text(error))})", f"Install it with PyTorch: {_REINSTALL}."
+            f"Triton can't be imported ({shortened(text_of(error))})", f"Install it with PyTorch: {_REINSTALL}."
         )
     if "intel" in backends:
         return None
@@ -202,7 +137,7 @@ def report() -> None:
     try:
         _compile_and_run(torch.device(sys.argv[1]))
     except Exception as error:  # of whatever type Dynamo, Inductor, Triton or a driver raises
-        print(f"\n{_MARK}{_text(error)}")
+        print(f"\n{_MARK}{text_of(error)}")
         raise SystemExit(1) from None
 
 
@@ -210,7 +145,7 @@ def _explained(error: str) -> Problem:
     """Say what an error, its type and text, means."""
     remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, error, re.IGNORECASE)), None)
     return Problem(
-        f"compiling a tiny function failed ({_shortened(error)})",
+        f"compiling a tiny function failed ({shortened(error)})",
         remedy or "TORCHDYNAMO_VERBOSE=1 in the environment shows the whole error.",
     )
 
@@ -253,11 +188,12 @@ def _compile_and_run(device: torch.device) -> None:
             raise ArithmeticError("it gave wrong numbers")
 
 
-def _text(error: Exception) -> str:
+def text_of(error: Exception) -> str:
+    """Return an error's type and text."""
     return f"{type(error).__name__}: {error}"
 
 
-def _shortened(error: str) -> str:
+def shortened(error: str) -> str:
     """Return an error's type and the first line of its text that says something."""
     kind, _, text = error.partition(": ")
     lines = [line.strip() for line in text.splitlines()]
