@@ -61,45 +61,63 @@ def _flush(path: Path) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    for pause in (*_PAUSES, None):
-        try:
-            with _freed_beside(target) if pause == _PAUSES[0] else contextlib.nullcontext():
-                os.replace(source, target)
-        except PermissionError:  # on Windows, as long as somebody reads the target
-            if pause is None:
-                raise
-            time.sleep(pause)
-        else:
-            break
-    if os.name != "nt":  # where directories can't be opened
-        with contextlib.suppress(OSError):
-            directory = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-
-
-@contextmanager
-def _freed_beside(replaced: Path) -> Iterator[None]:
-    """Let a thread wait until a replaced file's blocks are free, which takes as long as writing as many.
-
-    Not where a file that is open can't be replaced, as on Windows, nor on a disk that needs the blocks at once.
-    """
-    held = None
-    if os.name != "nt":
-        with contextlib.suppress(OSError):  # there is none yet, or it can't be read
-            held = os.open(replaced, os.O_RDONLY)
+    """Let a file take another's place, and what that leaves to the disk be done beside the run."""
+    held = _opened(target)
     try:
-        yield
-    finally:
-        if held is not None and _is_nearly_full(held):
-            os.close(held)
-        elif held is not None:
+        for pause in (*_PAUSES, None):
             try:
-                threading.Thread(target=os.close, args=(held,), name="xpu-free-blocks").start()
-            except RuntimeError:  # a limit of threads, or the interpreter's end
-                os.close(held)
+                os.replace(source, target)
+                break
+            except PermissionError:  # on Windows, as long as somebody reads the target
+                if pause is None:
+                    raise
+                _closed(held)  # a network share may refuse it while that is open
+                held = None
+                time.sleep(pause)
+    except BaseException:
+        _closed(held)
+        raise
+    _settle(_opened(target.parent), held)
+
+
+def _opened(path: Path) -> int | None:
+    """Return a descriptor of a file or a directory; None where there is none, or where that gets in the way.
+
+    Windows opens no directory, and replaces no file that is open.
+    """
+    if os.name == "nt":
+        return None
+    with contextlib.suppress(OSError):
+        return os.open(path, os.O_RDONLY)
+    return None
+
+
+def _closed(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _settle(directory: int | None, replaced: int | None) -> None:
+    """Write a directory's new entry to the disk, and free a replaced file's blocks: as much work as writing them.
+
+    Either file is whole whether or not that is done, so a thread waits for it; but not on a disk that needs the blocks
+    at once.
+    """
+
+    def settle() -> None:
+        if directory is not None:
+            with contextlib.suppress(OSError):  # of a file system that can't
+                os.fsync(directory)
+        _closed(directory)
+        _closed(replaced)
+
+    if replaced is not None and _is_nearly_full(replaced):
+        settle()
+        return
+    try:
+        threading.Thread(target=settle, name="xpu-settle").start()
+    except RuntimeError:  # a limit of threads, or the interpreter's end
+        settle()
 
 
 def _is_nearly_full(file: int) -> bool:

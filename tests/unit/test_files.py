@@ -165,12 +165,20 @@ def test_only_what_is_left_of_processes_that_are_gone_is_removed(tmp_path: Path)
     assert remove_leftovers(tmp_path / "nowhere") == []
 
 
+def settled() -> None:
+    """Wait until what the disk is to do beside is done."""
+    for thread in threading.enumerate():
+        if thread.name == "xpu-settle":
+            thread.join()
+
+
 def test_writing_on_a_disk_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("flushed"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *paths: (order.append("renamed"), replace(*paths)))
     AtomicPath(tmp_path / "a").write_bytes(b"new")
+    settled()
     assert order == ["flushed", "renamed", "flushed"]  # the file, then the directory
 
 
@@ -178,9 +186,7 @@ def test_nothing_holds_a_file_that_was_replaced(tmp_path: Path) -> None:
     target = tmp_path / "a.pt"
     for text in ("one", "two", "three"):
         AtomicPath(target).write_text(text)
-    for thread in threading.enumerate():
-        if thread.name == "xpu-free-blocks":
-            thread.join()
+    settled()
     held = []
     for fd in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the listing's own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from ..hookspecs import hookimpl
 from ..options import Option
+from ..own_code import is_known
+from ..patches import Patch, applied, patch
 from ..run import Run
 from ..transfer import to_host
 
@@ -46,7 +48,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         index: {name: next(host) if isinstance(v, torch.Tensor) else v for name, v in entry.items()}
         for index, entry in state["state"].items()
     }
-    averaged = trainer.ema
+    averaged, copied = trainer.ema, [state]
     if model is not None and all(bool(torch.isfinite(tensor).all()) for tensor in copies.values()):
         memo: dict[int, Any] = {
             key: torch.nn.Parameter(tensor, of_model[key].requires_grad)
@@ -56,16 +58,42 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         }
         trainer.ema = copy.copy(averaged)
         trainer.ema.ema = copy.deepcopy(model, memo)
+        copied.append(trainer.ema.ema)
     held = vars(trainer.optimizer)
     own = held.get("state_dict")
     held["state_dict"] = lambda: state
     try:
-        yield
+        with applied([_handed_out(copied)] * _is_upstreams(trainer), run):
+            yield
     finally:
         trainer.ema = averaged
         del held["state_dict"]
         if own is not None:
             held["state_dict"] = own
+
+
+def _is_upstreams(trainer: Any) -> bool:
+    """Whether nobody else's code sees the copies, which Ultralytics changes while it writes a checkpoint."""
+    methods = (vars(owner)["save_model"] for owner in type(trainer).__mro__ if "save_model" in vars(owner))
+    return all(is_known(method) for method in methods)
+
+
+def _handed_out(copied: list[Any]) -> Patch:
+    """Let Ultralytics have the copies themselves, each once, instead of copies of them."""
+
+    @patch(
+        "ultralytics.engine.trainer:deepcopy",
+        why="what was copied for a checkpoint would be copied once more",
+        everywhere=False,
+    )
+    def deepcopy(original: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Copy something, unless it is a copy that nobody else has."""
+        for i, one in enumerate(copied):
+            if x is one:
+                return copied.pop(i)
+        return original(x, *args, **kwargs)
+
+    return deepcopy
 
 
 def _tensors(model: torch.nn.Module) -> dict[int, torch.Tensor]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
 import time
 from typing import Any
 
 import torch
-from ultralytics.utils import RANK
 
 from ...device_errors import is_lost, is_out_of_memory
 from ...options import Option
@@ -47,7 +47,7 @@ def compare(trainer: Any) -> None:
         return
     for name in ("multi_scale", "rect"):
         if value := getattr(trainer.args, name, False):
-            if RANK in {-1, 0}:
+            if _is_first():
                 _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {name}={value!r}.")
             return
     if _STEPS not in run.stash:
@@ -180,11 +180,16 @@ class _Steps:
             medians = slowest.tolist()
         eager, compiled = medians
         self._choice = compiled < eager
-        if RANK in (-1, 0):
+        if _is_first():
             _LOGGER.info(_words(eager, compiled, self._first))
 
 
 _STEPS = StashKey[_Steps]()
+
+
+def _is_first() -> bool:
+    """Whether this is the only process of a run, or the first of several."""
+    return os.environ.get("RANK", "-1") in {"-1", "0"}
 
 
 def _words(eager: float, compiled: float, first: float) -> str:
