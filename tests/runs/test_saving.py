@@ -93,3 +93,51 @@ def test_a_device_with_no_room_left_can_still_save(xpu: Any, train: Train, monke
     during_the_save(train, fill)
     assert refused
     assert trainers[0].last.exists()
+
+
+def test_nothing_is_copied_twice(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.engine import trainer as engine
+
+    copied: list[Any] = []
+    own = engine.deepcopy
+    monkeypatch.setattr(engine, "deepcopy", lambda x: copied.append(x) or own(x))
+    compared: list[int] = []
+
+    def compare(trainer: Any) -> None:
+        if not compared:
+            compared.append(0)
+            engine.BaseTrainer.save_model(trainer)
+            assert len(copied) == 2  # the averaged model and the optimizer's state
+            theirs = content(trainer)
+            copied.clear()
+            trainer.save_model()
+            assert copied == []
+            ours = content(trainer)
+            assert theirs.keys() == ours.keys()
+            assert all(
+                torch.equal(theirs[name], ours[name]) and theirs[name].dtype == ours[name].dtype for name in ours
+            )
+            assert next(trainer.ema.ema.parameters()).dtype == torch.float32
+            compared.append(len(ours))
+
+    train(callbacks={"on_model_save": compare}, val=False, optimizer="AdamW", amp=False)
+    assert compared[1] > 800
+
+
+def test_users_code_that_saves_more_sees_what_was_averaged(train: Train) -> None:
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    from yolo_xpu_trainer import XPUTrainer
+
+    seen: list[torch.dtype] = []
+
+    class Theirs(DetectionTrainer):
+        def save_model(self) -> Any:
+            saved = super().save_model()
+            seen.append(next(self.ema.ema.parameters()).dtype)
+            return saved
+
+    class Mine(XPUTrainer, Theirs): ...
+
+    train(trainer=Mine, val=False)
+    assert set(seen) == {torch.float32}
