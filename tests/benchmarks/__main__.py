@@ -66,8 +66,12 @@ def run(case: Case, data: str, directory: Path, timed: bool) -> tuple[Any, Any]:
     ours.seconds.clear()
     tiny = {**shared, "epochs": 4, "imgsz": 32, "val": False, "save": False}
     for _ in range(ROUNDS if timed else 0):
-        plain.seconds += train(case.plain, model, data, tiny, around=plain_ultralytics, lines=False).seconds
-        ours.seconds += train(case.ours, model, data, {**tiny, **ours_only}, lines=False).seconds
+        for total, timed_once in (
+            (plain, train(case.plain, model, data, tiny, around=plain_ultralytics, lines=False)),
+            (ours, train(case.ours, model, data, {**tiny, **ours_only}, lines=False)),
+        ):
+            total.seconds += timed_once.seconds
+            total.save_seconds += timed_once.save_seconds
     return plain, ours
 
 
@@ -93,6 +97,7 @@ def cells(plain: Any, ours: Any) -> list[str]:
         both(*(found.peak_memory / 2**20 for found in (plain, ours)), digits=1),
         f"{max(by_plain):.2f} x ({by_plain[max(by_plain)]})" if by_plain else "-",
         f"{ratio(ours.median_seconds, plain.median_seconds):.2f} x" if ours.seconds else "-",
+        f"{ratio(ours.median_save_seconds, plain.median_save_seconds):.2f} x" if ours.save_seconds else "-",
         both(*(waits(found.validation) / found.images for found in (plain, ours)), digits=1),
         both(*(waits(found.save) for found in (plain, ours))),
     ]
@@ -107,6 +112,7 @@ HEADINGS = [
     "peak MiB",
     "highest peak of all moments",
     "host time",
+    "save time",
     "waits an image, validation",
     "waits a checkpoint",
 ]

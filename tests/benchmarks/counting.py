@@ -33,6 +33,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+_SAVES = 6
+
+
 @dataclass
 class Counted:
     """What one training did on the device.
@@ -46,6 +49,7 @@ class Counted:
         peak_memory: The most bytes that tensors held in a step.
         peaks: The most bytes that they held, by moment.
         seconds: How long each step took, from the end of the one before, but for each epoch's first.
+        save_seconds: How long each saving of a checkpoint took that replaced one.
     """
 
     step: Counts = field(default_factory=Counts)
@@ -56,11 +60,17 @@ class Counted:
     peak_memory: int = 0
     peaks: dict[str, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    save_seconds: list[float] = field(default_factory=list)
 
     @property
     def median_seconds(self) -> float:
         """How long the host takes for a step in the middle."""
         return statistics.median(self.seconds)
+
+    @property
+    def median_save_seconds(self) -> float:
+        """How long the saving of a checkpoint takes in the middle."""
+        return statistics.median(self.save_seconds)
 
 
 def waits(counts: Counts) -> int:
@@ -157,6 +167,8 @@ def _stopwatch(done: Counted, lines: bool) -> dict[str, Callable[[Any], None]]:
             counting.pop().__exit__(None, None, None)
             done.steps = len(trainer.train_loader)
             done.peak_memory = torch.xpu.max_memory_allocated()
+            if not lines:
+                _time_saves(trainer, done)
 
     def batch_end(trainer: Any) -> None:
         ended.append(time.perf_counter())
@@ -168,3 +180,14 @@ def _stopwatch(done: Counted, lines: bool) -> dict[str, Callable[[Any], None]]:
         "on_train_epoch_end": end,
         "on_train_batch_end": batch_end,
     }
+
+
+def _time_saves(trainer: Any, done: Counted) -> None:
+    """Save a few times, and leave nothing: the first one has no file to replace."""
+    for _ in range(_SAVES):
+        began = time.perf_counter()
+        trainer.save_model()
+        done.save_seconds.append(time.perf_counter() - began)
+    del done.save_seconds[-_SAVES]
+    trainer.last.unlink()
+    trainer.best.unlink(missing_ok=True)

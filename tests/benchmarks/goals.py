@@ -47,6 +47,7 @@ REACHED = {
 }
 _SAVE = 10  # waits for a checkpoint
 _SECONDS = {"bf16": 0.95, "fp32": 0.95}  # host time a step, by plain Ultralytics'
+_SAVE_SECONDS = 1.05  # by plain Ultralytics', which waits for no disk and can leave a part of a file
 # By plain Ultralytics', where it isn't at most 1: boxes are decoded in float32, and a weight's gradient is brought into
 # channels_last, which a step at 64 pixels doesn't hide. The bytes of a batch this small stay, packed, with its labels.
 _PEAKS = {
@@ -91,6 +92,8 @@ def lost(case: Case, plain: Counted, ours: Counted, batch_bytes: int) -> Iterato
     if ours.seconds and plain.seconds:
         seconds = ratio(ours.median_seconds, plain.median_seconds)
         found["host time a step, by plain"] = seconds, musgd.get("seconds", _SECONDS[case.precision])
+    if ours.save_seconds and plain.save_seconds:
+        found["save time, by plain"] = ratio(ours.median_save_seconds, plain.median_save_seconds), _SAVE_SECONDS
     for moment, held in ours.peaks.items():
         most = plain.peaks[moment] * _PEAKS.get((case.precision, moment), 1)
         found[f"peak memory, {moment}"] = held, most + batch_bytes
