@@ -31,7 +31,7 @@ from yolo_xpu_trainer.commands.bench import measuring, settings
 from yolo_xpu_trainer.commands.bench.output import as_json, figure, markdown, table
 from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
 from yolo_xpu_trainer.commands.measurement import data as synthetic_data
-from yolo_xpu_trainer.commands.measurement import stopwatch, telemetry, timing
+from yolo_xpu_trainer.commands.measurement import telemetry, timers, timing
 from yolo_xpu_trainer.commands.measurement.isolation import first_line, plain_ultralytics, quiet, with_package
 from yolo_xpu_trainer.policies import compile as compiling
 
@@ -530,7 +530,7 @@ class FakeTime:
 def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
     monkeypatch.setattr(timing, "time", fake)
-    monkeypatch.setattr(stopwatch, "time", fake)
+    monkeypatch.setattr(timers, "time", fake)
     return fake
 
 

@@ -185,7 +185,7 @@ def _measure(
     from ..measurement.cases import Case
     from ..measurement.data import write_data
     from ..measurement.isolation import clear, keep_current_device
-    from ..measurement.stopwatch import stopwatch
+    from ..measurement.timers import timer
     from ..measurement.timing import Job
     from .measuring import Sizes, measurer, with_users_data
     from .search import Budget, Entry, search
@@ -203,7 +203,7 @@ def _measure(
             data = args.data or write_data(scratch / "data", model, args.batch, args.imgsz)
             arguments = with_users_data() if args.data else {}
             sizes = Sizes(args.imgsz, args.batch, args.steps)
-            job = Job(model, sizes, scratch, data, {}, int, arguments=arguments, stopwatch=stopwatch)
+            job = Job(model, sizes, scratch, data, {}, int, arguments=arguments, timer=timer)
             measure = measurer(job, Case("train", report.device, report.precision), budget, show)
             search(report.outcome, switches, measure, budget, args.repeats)
         except KeyboardInterrupt:

@@ -16,8 +16,8 @@ from .cases import PURE_BF16, WARMUP, WINDOW_SECONDS, Case, Implementation, Size
 from .isolation import clear
 from .model import Model
 from .pure_bf16 import has_bf16_weights, with_bf16_weights
-from .stopwatch import Stopwatch, WallClock
 from .telemetry import Sampler
+from .timers import Timer, WallTimer
 
 __all__ = ["Clock", "Job", "NotMeasured", "Stop", "infer", "train"]
 
@@ -41,7 +41,7 @@ class Job:
         readings: What to read of each device, by its name.
         on_step: Called after each step.
         arguments: Further arguments of each training.
-        stopwatch: Makes what measures a window, of a device's index.
+        timer: Makes what measures a window, of a device's index.
     """
 
     model: Model
@@ -51,13 +51,13 @@ class Job:
     readings: dict[str, list[str]]
     on_step: Callable[[], object]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    stopwatch: Callable[[int | None], Stopwatch] = WallClock
+    timer: Callable[[int | None], Timer] = WallTimer
 
     def clock(self, case: Case) -> Clock:
         """Free the device's memory, and return a clock for a measurement on it."""
         clear(case.device.index)
         sampler = Sampler(case.device.index, self.readings.get(case.device.name, []))
-        return Clock(case, self.settings, sampler, self.on_step, self.stopwatch(case.device.index))
+        return Clock(case, self.settings, sampler, self.on_step, self.timer(case.device.index))
 
 
 class Clock:
@@ -68,7 +68,7 @@ class Clock:
         settings: The length of a window.
         sampler: Takes readings during the window.
         on_step: Called after each step.
-        stopwatch: Measures the window.
+        timer: Measures the window.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Clock:
         settings: Sizes,
         sampler: Sampler,
         on_step: Callable[[], object],
-        stopwatch: Stopwatch | None = None,
+        timer: Timer | None = None,
     ) -> None:
         self._index = case.device.index
-        self._stopwatch = stopwatch or WallClock(self._index)
+        self._timer = timer or WallTimer(self._index)
         self._settings = settings
         self._sampler = sampler
         self._on_step = on_step
@@ -109,7 +109,7 @@ class Clock:
             if self._first_step is None:
                 self._first_step = now
             elif self.warmup_steps >= WARMUP or now - self._first_step > WARMUP_SECONDS:
-                self._stopwatch.start()
+                self._timer.start()
                 self._start = time.perf_counter()
                 self._sampler.start()
             return None
@@ -117,7 +117,7 @@ class Clock:
         ended = self.steps >= self._settings.steps or now - self._start > WINDOW_SECONDS
         if not ended or self.steps % cycle:
             return None
-        seconds = self._stopwatch.stop()
+        seconds = self._timer.stop()
         return self._window(seconds, time.perf_counter() - self._start)
 
     def stop(self) -> None:

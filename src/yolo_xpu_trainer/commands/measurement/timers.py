@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["DeviceClock", "Stopwatch", "WallClock", "stopwatch"]
+__all__ = ["DeviceTimer", "Timer", "WallTimer", "timer"]
 
 
-class Stopwatch(Protocol):
+class Timer(Protocol):
     """Measures a time, once."""
 
     def start(self) -> None:
@@ -21,7 +21,7 @@ class Stopwatch(Protocol):
         """End, when the device has finished what it was given since; return the seconds."""
 
 
-class WallClock:
+class WallTimer:
     """Measures by the host's clock, for which the device is waited for.
 
     Args:
@@ -46,7 +46,7 @@ class WallClock:
         return time.perf_counter()
 
 
-class DeviceClock:
+class DeviceTimer:
     """Measures by the device's clock: from an event that it reaches to another, idle or not in between.
 
     Args:
@@ -75,13 +75,13 @@ def _recorded() -> Any:
     return event
 
 
-def stopwatch(index: int | None) -> Stopwatch:
-    """Return a stopwatch: the device's clock where its events tell the time, else the host's.
+def timer(index: int | None) -> Timer:
+    """Return a timer: the device's clock where its events tell the time, else the host's.
 
     Args:
         index: The XPU's index, None for a CPU.
     """
-    return DeviceClock(index) if index is not None and _events_tell_the_time(index) else WallClock(index)
+    return DeviceTimer(index) if index is not None and _events_tell_the_time(index) else WallTimer(index)
 
 
 @functools.cache
@@ -89,9 +89,9 @@ def _events_tell_the_time(index: int) -> bool:
     """Whether events have times: not before torch 2.6 or so, nor where the driver's queues have none."""
     try:
         with torch.xpu.device(index):
-            clock = DeviceClock(index)
-            clock.start()
+            found = DeviceTimer(index)
+            found.start()
             torch.ones(1024, device=f"xpu:{index}").cpu()
-            return clock.stop() > 0
+            return found.stop() > 0
     except (RuntimeError, ValueError):  # NotImplementedError is a RuntimeError
         return False
