@@ -188,6 +188,7 @@ def _time_saves(trainer: Any, done: Counted) -> None:
         began = time.perf_counter()
         trainer.save_model()
         done.save_seconds.append(time.perf_counter() - began)
+        time.sleep(0.1)  # in a run an epoch lies between two
     del done.save_seconds[-_SAVES]
     trainer.last.unlink()
     trainer.best.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +50,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         for index, entry in state["state"].items()
     }
     averaged, copied = trainer.ema, [state]
-    if model is not None and all(bool(torch.isfinite(tensor).all()) for tensor in copies.values()):
+    if model is not None and _are_finite(copies.values()):
         memo: dict[int, Any] = {
             key: torch.nn.Parameter(tensor, of_model[key].requires_grad)
             if isinstance(of_model[key], torch.nn.Parameter)
@@ -72,10 +73,21 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
             held["state_dict"] = own
 
 
+def _are_finite(copies: Iterable[torch.Tensor]) -> bool:
+    """Whether copies have no NaN and no infinity: each of the large ones that they are parts of is looked at once."""
+    whole = [tensor if tensor._base is None else tensor._base for tensor in copies]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in {id(tensor): tensor for tensor in whole}.values())
+
+
 def _is_upstreams(trainer: Any) -> bool:
-    """Whether nobody else's code sees the copies, which Ultralytics changes while it writes a checkpoint."""
-    methods = (vars(owner)["save_model"] for owner in type(trainer).__mro__ if "save_model" in vars(owner))
-    return all(is_known(method) for method in methods)
+    """Whether nobody else's code sees the copies, which Ultralytics changes while it writes a checkpoint.
+
+    Users' methods in front of this package's run before and after.
+    """
+    methods = [vars(owner)["save_model"] for owner in type(trainer).__mro__ if "save_model" in vars(owner)]
+    package = __name__.partition(".")[0]
+    behind = itertools.dropwhile(lambda method: str(method.__module__).partition(".")[0] != package, methods)
+    return all(is_known(method) for method in behind)
 
 
 def _handed_out(copied: list[Any]) -> Patch:
