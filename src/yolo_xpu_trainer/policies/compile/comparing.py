@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import torch
-from ultralytics.utils import RANK
 
 from ...device_errors import is_lost, is_out_of_memory
 from ...options import Option
@@ -47,7 +46,7 @@ def compare(trainer: Any) -> None:
         return
     for name in ("multi_scale", "rect"):
         if value := getattr(trainer.args, name, False):
-            if RANK in {-1, 0}:
+            if _tells():
                 _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {name}={value!r}.")
             return
     if _STEPS not in run.stash:
@@ -180,11 +179,17 @@ class _Steps:
             medians = slowest.tolist()
         eager, compiled = medians
         self._choice = compiled < eager
-        if RANK in (-1, 0):
+        if _tells():
             _LOGGER.info(_words(eager, compiled, self._first))
 
 
 _STEPS = StashKey[_Steps]()
+
+
+def _tells() -> bool:
+    from ultralytics.utils import RANK  # not at the top: Ultralytics has none yet when it imports PyTorch, and that us
+
+    return RANK in {-1, 0}
 
 
 def _words(eager: float, compiled: float, first: float) -> str:
