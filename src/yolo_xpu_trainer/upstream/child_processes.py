@@ -16,7 +16,7 @@ from ..errors import XPUTrainerError
 from ..patches import Patch, like
 from ..ranks import CHILD_VARIABLE
 
-__all__ = ["environment_patch", "hand_up"]
+__all__ = ["environment_patch", "hand_up", "trainings_patch"]
 
 _ERRORS_VARIABLE = "YOLO_XPU_ERRORS"  # the directory into which a child process writes the error that ends it
 
@@ -51,6 +51,13 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
         needed=lambda original: bool(environment),
         everywhere=False,
         optional=True,
+    )
+
+
+def trainings_patch(module: str, environment: Mapping[str, str]) -> Patch:
+    """Return a patch that tells the trainings which a module starts, a `yolo train` each, what was asked for."""
+    return environment_patch(
+        module, environment, "its child processes would not know the trainer and options asked for"
     )
 
 
