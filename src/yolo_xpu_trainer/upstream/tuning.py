@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import UnknownTrainerError
 from ..options import Options
-from ..patches import applied, patch
+from ..patches import Patch, applied, patch
 from ..plugins import declared_options
 from ..run import AMP_VARIABLE
 from .child_processes import trainings_patch
@@ -56,8 +58,45 @@ def tune(original: Callable[..., Any], self: Any, use_ray: bool = False, *args: 
     environment = handed_down(kwargs)
     # The tuner starts its processes itself, or since 8.4.90 or so by way of MultiTrainer.
     children = [trainings_patch(f"ultralytics.engine.{module}", environment) for module in ("tuner", "trainer")]
-    with applied(children, None):
+    with applied([*children, *_resuming(kwargs)], None):
         return original(self, use_ray, *args, **kwargs)
+
+
+def _resuming(kwargs: dict[str, Any]) -> list[Patch]:
+    """Return patches with which a search goes on in its folder, where this Ultralytics can't: it resumes each trial."""
+    from ultralytics.engine.tuner import Tuner
+
+    if "resume" in Tuner.__init__.__code__.co_names or not kwargs.pop("resume", False):
+        return []
+    done = 0
+
+    def folder_of_tuner(run: Any, original: Callable[..., Path]) -> Callable[..., Path]:
+        def get_save_dir(args: Any, name: str | None = None) -> Path:
+            nonlocal done
+            if name is None:  # a trial's
+                return original(args)
+            folder = original(SimpleNamespace(**{**vars(args), "exist_ok": True}), name=name)
+            results = folder / "tune_results.csv"
+            done = len(results.read_text(encoding="utf-8").splitlines()) - 1 if results.exists() else 0
+            return folder
+
+        return get_save_dir
+
+    def iterations_left(run: Any, original: Any) -> Any:
+        asked = False
+
+        def range(stop: int) -> Any:  # the loop over iterations is the first to ask for one
+            nonlocal asked
+            first, asked = (0 if asked else done), True
+            return original(first, stop)
+
+        return range
+
+    why = "a search would begin anew, and resume=True would reach its trials"
+    return [
+        Patch("ultralytics.engine.tuner:get_save_dir", why, folder_of_tuner, everywhere=False),
+        Patch("ultralytics.engine.tuner:range", why, iterations_left, everywhere=False),
+    ]
 
 
 PATCHES = [tune]
