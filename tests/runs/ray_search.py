@@ -1,6 +1,6 @@
 """A search with Ray Tune, one of whose trials is killed; then it is resumed. Run by `test_ray.py` as a process.
 
-    python -m tests.runs.ray_search DATA PROJECT RECORDS
+python -m tests.runs.ray_search DATA PROJECT RECORDS
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +56,13 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
 
 
 def trainings_patch(module: str, environment: Mapping[str, str]) -> Patch:
-    """Return a patch that tells the trainings which a module starts, a `yolo train` each, what was asked for."""
+    """Return a patch that tells the trainings which a module starts, a `yolo train` each, what was asked for.
+
+    Early 8.3 releases start them by the name `yolo`, which may be of another environment, or nowhere on the path.
+    """
+    here = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     return environment_patch(
-        module, environment, "its child processes would not know the trainer and options asked for"
+        module, {**environment, "PATH": here}, "its child processes would not know the trainer and options asked for"
     )
 
 
