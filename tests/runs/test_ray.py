@@ -41,7 +41,7 @@ def test_ray_search_has_one_trial_on_each_xpu_and_outlives_a_killed_one(data: Tr
     trials: list[dict[str, Any]] = [json.loads(path.read_text()) for path in records.glob("*.json")]
 
     # Four trials, each alone on one of the two XPUs, with this package's trainer.
-    assert "XPU: Ray Tune runs 2 trials at a time, one on each of 2 XPUs" in report["said"][0]
+    assert "XPU: Ray Tune runs 2 trials at a time, each with 1 of 2 XPUs (xpu:0 Intel" in report["said"][0]
     assert report["trained"] == 4
     assert {trial["trainer"] for trial in trials} == {"XPUDetectionTrainer"}
     assert {trial["devices"] for trial in trials} == {1}

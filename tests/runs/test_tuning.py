@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import psutil
 import pytest
 import torch
 from ultralytics import YOLO
+from ultralytics.utils import checks
+
+from yolo_xpu_trainer.errors import UnknownOptionError
 
 from ..conftest import TrainingData
 from ..training import SMALL
@@ -74,3 +78,17 @@ def test_tuning_outlives_a_killed_trial_and_goes_on_when_resumed(
     assert saved
     assert {settings["device"] for settings in saved} == {"xpu:1"}
     assert {settings["options"]["self_check"] for settings in saved} == {False}
+
+
+def test_a_ray_search_without_ray_is_refused_by_ultralytics_itself(
+    xpu: torch.device, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(checks, "check_requirements", lambda *args, **kwargs: False)  # which would install it
+    with pytest.raises(ModuleNotFoundError, match="Ray Tune required but not found"):
+        YOLO("yolo11n.yaml").tune(use_ray=True, data=data("detect"), trainer="xpu", xpu_self_check=False, **SMALL)
+
+
+def test_a_ray_search_refuses_an_unknown_option_before_ray_is_looked_for(xpu: torch.device) -> None:
+    with pytest.raises(UnknownOptionError, match="xpu_prefetch"):
+        YOLO("yolo11n.yaml").tune(use_ray=True, data="coco8.yaml", xpu_prefech=0)

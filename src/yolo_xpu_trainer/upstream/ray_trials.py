@@ -37,18 +37,19 @@ def run_ray_tune(original: Callable[..., Any], model: Any, *args: Any, **kwargs:
     environment = handed_down(kwargs)
     asked = kwargs.get("device", model.overrides.get("device"))
     indices = devices.resolve(asked, prefer_xpu=False)
-    if indices is None or not _is_there():
+    if not _is_there():
         return original(model, *args, **kwargs)
     given = inspect.signature(original).bind_partial(model, *args, **kwargs).arguments.get("gpu_per_trial")
     gpus = 1 if given is None else given
-    if not gpus:  # the trials share what they see, as the user wants it
-        with applied([_trials(None, environment, None)], None):
+    if indices is None or not gpus:  # with 0 the trials share what they see, as the user wants it
+        with applied([_trials(None, environment, None)] if environment else [], None):
             return original(model, *args, **kwargs)
     if given is None:
         kwargs["gpu_per_trial"] = gpus
-    if str(asked or "xpu") == "xpu":
+    if str(asked) in ("None", "", "xpu"):
         indices = tuple(range(devices.count()))
-    named, cpus = _connect([affinity.names()[i] for i in indices], gpus)
+    names = affinity.names()
+    named, cpus = _connect({names[i]: str(devices.info(i)) for i in indices}, gpus)
     # A trial's own XPUs are the first ones that it sees.
     kwargs["device"] = "xpu" if gpus <= 1 else "xpu:" + ",".join(map(str, range(int(gpus))))
     with applied([_trials(named, environment, cpus)], None), _on_the_host(model):
@@ -69,11 +70,11 @@ def _ray() -> Any:
     return importlib.import_module("ray")  # it isn't among the packages that this one needs
 
 
-def _connect(named: list[str], gpus: float) -> tuple[list[str] | None, int]:
+def _connect(xpus: Mapping[str, str], gpus: float) -> tuple[list[str] | None, float]:
     """Start Ray with the XPUs as its GPUs, unless it runs.
 
     Args:
-        named: What a mask calls the XPUs.
+        xpus: What the XPUs are, by what a mask calls them.
         gpus: How many of them a trial gets.
 
     Returns:
@@ -88,8 +89,8 @@ def _connect(named: list[str], gpus: float) -> tuple[list[str] | None, int]:
     if not ray.is_initialized():
         try:
             with _without(_HIDING):  # so that Ray's numbers count the names
-                ray.init(num_gpus=len(named))
-            known = named
+                ray.init(num_gpus=len(xpus))
+            known = list(xpus)
         except ValueError:  # a cluster runs on this machine, whose GPUs are counted already
             ray.init()
     total = ray.cluster_resources()
@@ -97,18 +98,20 @@ def _connect(named: list[str], gpus: float) -> tuple[list[str] | None, int]:
     if seen < gpus:
         raise NoSuchXPUError(
             f"A trial asks Ray for {gpus:g} GPU, and Ray has {seen:g}, so that none would ever start. Ray counts no "
-            f"Intel GPU by itself: start it with `ray.init(num_gpus={len(named)})`, or on each machine with "
-            f"`ray start --num-gpus={len(named)}`.",
+            f"Intel GPU by itself: start it with `ray.init(num_gpus={len(xpus)})`, or on each machine with "
+            f"`ray start --num-gpus={len(xpus)}`.",
             requested=gpus,
             seen=f"{seen:g} GPUs of Ray",
         )
     at_once = int(seen / gpus)
-    of = f"one on each of {devices.describe()}" if known and gpus == 1 else f"with {gpus:g} of {seen:g} XPUs each"
-    _LOGGER.info(f"XPU: Ray Tune runs {at_once} trial{'s' * (at_once > 1)} at a time, {of}")
-    return known, max(1, int(total.get("CPU", 1) / at_once))
+    trials = f"{at_once} trial{'s' * (at_once > 1)} at a time"
+    where = ", ".join(xpus.values()) if known else "those that Ray was started with, whatever device= names"
+    _LOGGER.info(f"XPU: Ray Tune runs {trials}, each with {gpus:g} of {seen:g} XPU{'s' * (seen > 1)} ({where})")
+    share = total.get("CPU", 1) / at_once
+    return known, int(share) if share > 1 else share
 
 
-def _trials(named: Sequence[str] | None, environment: Mapping[str, str], cpus: int | None) -> Patch:
+def _trials(named: Sequence[str] | None, environment: Mapping[str, str], cpus: float | None) -> Patch:
     """Return a patch that gives each trial its options, and its XPUs where CPUs are counted for it."""
 
     def replacement(run: Any, original: Callable[..., Any]) -> Any:
