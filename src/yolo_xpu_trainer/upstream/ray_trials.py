@@ -143,9 +143,25 @@ def _trial(
             own = _assigned(_ray().get_runtime_context().get_accelerator_ids().get("GPU", []), named)
             affinity.give(own)
             _LOGGER.info(f"XPU: this trial has {affinity.MASK}={','.join(own)}")
-        return trainable(config)
+        with applied([_train], None):
+            return trainable(config)
 
     return trial
+
+
+class _Metrics(dict[str, Any]):
+    @property
+    def results_dict(self) -> _Metrics:
+        return self
+
+
+@patch(
+    "ultralytics.engine.model:Model.train",
+    why="a training on several GPUs returns a dict, of which a search asks the results_dict: the trial would fail",
+)
+def _train(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    results = original(self, *args, **kwargs)
+    return _Metrics(results) if isinstance(results, dict) else results
 
 
 def _assigned(numbers: Sequence[Any], named: Sequence[str] | None) -> list[str]:
