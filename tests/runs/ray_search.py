@@ -14,10 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+import ray
+from ray import tune
 from ultralytics import YOLO
 
+from yolo_xpu_trainer.errors import NoSuchXPUError
+
 ITERATIONS = 4
-PROFILE = "max-1550"
 
 
 class Recorded(YOLO):
@@ -56,8 +60,6 @@ class Recorded(YOLO):
 
 def search(data: str, project: str, **more: Any) -> list[str | None]:
     """Search, and return each trial's error, or None."""
-    from ray import tune
-
     results = Recorded("yolo11n.yaml").tune(
         use_ray=True,
         iterations=ITERATIONS,
@@ -82,10 +84,15 @@ def main(data: str, project: str, records: str) -> None:
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("ultralytics").addHandler(handler)
+    ray.init(num_gpus=0)
+    with pytest.raises(NoSuchXPUError) as refused:
+        search(data, project)
+    ray.shutdown()
     first = search(data, project)
     before = len(list(Path(records).glob("*.json")))
     again = search(data, project, resume=True)
     report = {"first": first, "trained": before, "again": again, "said": [s for s in said if s.startswith("XPU:")]}
+    report["refused"] = str(refused.value)
     Path(records, "report").write_text(json.dumps(report))
 
 

@@ -40,6 +40,10 @@ def test_ray_search_has_one_trial_on_each_xpu_and_outlives_a_killed_one(data: Tr
     report = json.loads((records / "report").read_text())
     trials: list[dict[str, Any]] = [json.loads(path.read_text()) for path in records.glob("*.json")]
 
+    # A Ray that was started without GPUs has none for a trial: the search is refused, instead of waiting for one.
+    assert "Ray has 0" in report["refused"]
+    assert "ray.init(num_gpus=2)" in report["refused"]
+
     # Four trials, each alone on one of the two XPUs, with this package's trainer.
     assert "XPU: Ray Tune runs 2 trials at a time, each with 1 of 2 XPUs (xpu:0 Intel" in report["said"][0]
     assert report["trained"] == 4

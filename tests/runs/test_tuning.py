@@ -58,7 +58,7 @@ def killing_a_trial(number: int, project: Path) -> Iterator[list[int]]:
 @pytest.mark.slow
 @pytest.mark.xpu_profile("max-1550")
 def test_tuning_outlives_a_killed_trial_and_goes_on_when_resumed(
-    xpu: torch.device, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    xpu: torch.device, data: TrainingData, empty_figures: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XPU_SIMULATOR", "max-1550")
     project = tmp_path / "runs"

@@ -91,15 +91,18 @@ def _connect(xpus: Mapping[str, str], gpus: float) -> tuple[list[str] | None, fl
             with _without(_HIDING):  # so that Ray's numbers count the names
                 ray.init(num_gpus=len(xpus))
             known = list(xpus)
-        except ValueError:  # a cluster runs on this machine, whose GPUs are counted already
+        except ValueError:  # a cluster runs here, or is named by RAY_ADDRESS, and has counted its GPUs
             ray.init()
     total = ray.cluster_resources()
     seen = total.get("GPU", 0)
     if seen < gpus:
+        n = len(xpus)
+        remedy = f"Ray counts no Intel GPU by itself: use `ray.init(num_gpus={n})`, or `ray start --num-gpus={n}`."
+        if known:
+            remedy = f"Use gpu_per_trial={n} or less."
         raise NoSuchXPUError(
-            f"A trial asks Ray for {gpus:g} GPU, and Ray has {seen:g}, so that none would ever start. Ray counts no "
-            f"Intel GPU by itself: start it with `ray.init(num_gpus={len(xpus)})`, or on each machine with "
-            f"`ray start --num-gpus={len(xpus)}`.",
+            f"A trial asks for {gpus:g} GPU{'s' * (gpus > 1)}, and Ray has {seen:g}, so that none would ever start. "
+            f"{remedy}",
             requested=gpus,
             seen=f"{seen:g} GPUs of Ray",
         )
@@ -138,10 +141,11 @@ def _trial(
     @functools.wraps(trainable)
     def trial(config: Any) -> Any:
         """Train in a process of Ray's, in which nobody has asked for an XPU before."""
-        os.environ.update({**environment, CHILD_VARIABLE: "1"})
+        os.environ.update({**environment, CHILD_VARIABLE: "1"} if environment else {})
         if alone:
             own = _assigned(_ray().get_runtime_context().get_accelerator_ids().get("GPU", []), named)
             affinity.give(own)
+            importlib.import_module("ultralytics")  # sets up its logger
             _LOGGER.info(f"XPU: this trial has {affinity.MASK}={','.join(own)}")
         with applied([_train], None):
             return trainable(config)
