@@ -17,14 +17,18 @@ from . import plugins
 from .patches import Patch, TargetMovedError
 from .policies import channels_last, compile, metrics, nms, sweep
 from .recovery import Recovery
-from .upstream import command_line, legacy, memory, model, select_device
+from .upstream import command_line, legacy, memory, model, ray_trials, select_device, tuning
 
 __all__ = ["ProcessPatches", "process_patches"]
 
 _LOGGER = logging.getLogger("ultralytics")
 
 # A fixed tuple: no stranger's plugin is loaded when Ultralytics is imported.
-_SOURCES = (select_device, model, command_line, nms, metrics, channels_last, compile, sweep, memory, legacy)
+_SOURCES = (
+    *(select_device, model, tuning, ray_trials, command_line),
+    *(nms, metrics, channels_last, compile, sweep),
+    *(memory, legacy),
+)
 
 # Modules that every way of importing Ultralytics ends with: by then, what was half imported when PyTorch called us is
 # whole. `import ultralytics` imports PyTorch from within `ultralytics.utils`, and before 8.3.200 or so from within

@@ -77,6 +77,7 @@ class Checks:
             self.val,
             self.predict,
             self.resume,
+            self.tune,
             self.pinned_loading,
             self.autobatch,
             self.plain_trainer,
@@ -220,6 +221,25 @@ class Checks:
         assert str(model.trainer.device) == "xpu:0"
         assert model.trainer.xpu.precision.name == "fp16"
         assert scales == [scale], (scales, scale)
+
+    def tune(self) -> None:
+        """A search of the genetic tuner trains as asked for, and goes on where it was left."""
+        import torch
+        from ultralytics import YOLO
+
+        asked = {**self.common, "project": str(self.runs / "search"), "epochs": 1, "val": False}
+        for iterations, given in ((1, {}), (2, {"resume": True})):
+            YOLO("yolo11n.yaml").tune(
+                iterations=iterations, device="xpu:0", amp="bf16", xpu_self_check=False, **asked, **given
+            )
+        (results,) = (self.runs / "search").rglob("tune_results.*s*")  # csv, or ndjson
+        rows = results.read_text().splitlines()
+        assert len(rows) - (results.suffix == ".csv") == 2, rows
+        saved = [*(self.runs / "search").rglob("last.pt")]
+        assert saved, results
+        for path in saved:
+            settings = torch.load(path, map_location="cpu", weights_only=False)["xpu_trainer"]
+            assert (settings["device"], settings["precision"]) == ("xpu:0", "bf16"), settings
 
     def pinned_loading(self) -> None:
         """With worker processes, batches arrive in pinned memory and are copied without waiting."""

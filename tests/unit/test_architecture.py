@@ -20,7 +20,7 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 LAYERS = (
     {"errors", "files", "launchers", "transfer", "versions", "patches", "host_kernels", "own_code", "watchdog"}
     | {"diagnosis", "known_tensors", "remedies", "telemetry"},
-    {"options", "devices", "device_errors", "ranks", "process_group", "elastic", "unused_gpu"},
+    {"affinity", "options", "devices", "device_errors", "ranks", "process_group", "elastic", "unused_gpu"},
     {"recovery"},
     {"run"},
     {"numerics", "batches", "stopwatch"},

@@ -31,7 +31,8 @@ MOST_WORDS_OF_MEDIAN_PAGE = 800
 
 # What a page tells its reader to type that can only be tried there: it changes the machine, or needs its hardware.
 ON_THE_READERS_MACHINE = {"sudo", "ls", "docker", "export", "source", r".venv\Scripts\activate"}
-INSTALLED = {"pip", "ultralytics", "scikit-learn", "tox", "yolo-xpu-trainer", "git+ADDRESS", *PYTORCH_PACKAGES.split()}
+INSTALLED = {"pip", "ultralytics", "scikit-learn", "tox", "yolo-xpu-trainer", "git+ADDRESS", "ray[tune]"}
+INSTALLED |= {*PYTORCH_PACKAGES.split()}
 OF_EXAMPLES = {"./xpu-grey", "./yolo-xpu-trainer/tests/simulator"}  # folders of the page on plugins
 
 

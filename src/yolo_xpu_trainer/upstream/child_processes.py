@@ -6,34 +6,42 @@ import contextlib
 import json
 import os
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import device_errors, errors
+from .. import device_errors, devices, errors
 from ..errors import XPUTrainerError
 from ..patches import Patch, like
 from ..ranks import CHILD_VARIABLE
 
-__all__ = ["environment_patch", "hand_up"]
+__all__ = ["environment_patch", "hand_up", "trainings_patch"]
 
 _ERRORS_VARIABLE = "YOLO_XPU_ERRORS"  # the directory into which a child process writes the error that ends it
 
 
-def environment_patch(module: str, environment: Mapping[str, str], why: str) -> Patch:
+def environment_patch(module: str, environment: Mapping[str, str], why: str, *, scripts_first: bool = False) -> Patch:
     """Return a patch that adds variables to the environment of every child process that a module starts.
 
     Args:
         module: The module, which calls `subprocess.run`.
         environment: The variables to add.
         why: What goes wrong without them.
+        scripts_first: Whether commands are those of this Python's environment. Early 8.3 releases start trainings by
+            the name `yolo`, which may be of another environment, or nowhere on the path.
     """
 
     def stand_in(run: Any, original: Any) -> Any:
         def launch(*args: Any, **kwargs: Any) -> Any:
             with tempfile.TemporaryDirectory(prefix="yolo-xpu-") as directory:
-                more = {**environment, CHILD_VARIABLE: "1", _ERRORS_VARIABLE: directory}
+                more = {**environment, _ERRORS_VARIABLE: directory}
+                if environment:
+                    more[CHILD_VARIABLE] = "1"
+                if scripts_first:
+                    path = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+                    more["PATH"] = os.pathsep.join(path)
                 kwargs["env"] = {**os.environ, **(kwargs.get("env") or {}), **more}
                 try:
                     return subprocess.run(*args, **kwargs)
@@ -48,9 +56,16 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str) -> 
         f"{module}:subprocess",
         why,
         stand_in,
-        needed=lambda original: bool(environment),
+        needed=lambda original: bool(environment) or (scripts_first and devices.may_be_any()),
         everywhere=False,
         optional=True,
+    )
+
+
+def trainings_patch(module: str, environment: Mapping[str, str]) -> Patch:
+    """Return a patch that tells the trainings which a module starts, a `yolo train` each, what was asked for."""
+    return environment_patch(
+        module, environment, "its child processes would not know the trainer and options asked for", scripts_first=True
     )
 
 

@@ -16,8 +16,7 @@ from ..errors import UnknownTrainerError
 from ..options import Options
 from ..patches import Patch, applied, patch
 from ..plugins import declared_options, hooks, manager
-from ..run import AMP_VARIABLE
-from .child_processes import environment_patch
+from .child_processes import trainings_patch
 
 __all__ = ["PATCHES", "TRAINER_VARIABLE", "trainers_for"]
 
@@ -80,7 +79,7 @@ def train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs
         if trainer is None:
             patches = []
             if isinstance(kwargs.get("data"), (list, tuple)):  # for which there may be a `yolo` command each
-                patches = [_child("ultralytics.engine.trainer", Options.environment_of(given))]
+                patches = [trainings_patch("ultralytics.engine.trainer", Options.environment_of(given))]
             with applied(patches, None):
                 return original(self, None, **kwargs)
     if _takes_options(trainer):
@@ -140,34 +139,6 @@ def xpu(original: Callable[..., Any], self: Any, device: Any = None) -> Any:
     return original(self, device)
 
 
-@patch(f"{_MODEL}.tune", why="the processes that it starts would not know the trainer and options asked for")
-def tune(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Tune; each iteration is a process, whose environment tells it the trainer, precision and options."""
-    environment = Options.environment_of(Options.pop_from(kwargs, declared_options()))
-    trainer = kwargs.pop("trainer", None)
-    if trainer is not None:
-        if not isinstance(trainer, str):
-            raise UnknownTrainerError(
-                f"tune(trainer={trainer!r}) can't reach the processes that tuning starts, which run `yolo train`. "
-                "Name a registered trainer, such as trainer='xpu'.",
-                name=str(trainer),
-                known=["xpu"],
-            )
-        environment[TRAINER_VARIABLE] = trainer
-    if str(kwargs.get("amp")).lower() in ("bf16", "fp16", "fp32"):
-        environment[AMP_VARIABLE] = str(kwargs.pop("amp")).lower()
-    # The tuner starts its processes itself, or since 8.4.90 or so by way of MultiTrainer.
-    children = [_child(f"ultralytics.engine.{module}", environment) for module in ("tuner", "trainer")]
-    with applied(children, None):
-        return original(self, *args, **kwargs)
-
-
-def _child(module: str, environment: dict[str, str]) -> Patch:
-    return environment_patch(
-        module, environment, "its child processes would not know the trainer and options asked for"
-    )
-
-
 def _takes_no_options(original: Callable[..., Any]) -> bool:
     return not any(p.startswith("xpu_") for p in inspect.signature(original).parameters)
 
@@ -208,6 +179,5 @@ PATCHES = [
     train,
     to,
     xpu,
-    tune,
     *(_taking_options(method) for method in ("val", "predict", "track", "export", "benchmark")),
 ]
