@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import torch
-from ultralytics.utils import RANK
 
 from ...device_errors import is_lost, is_out_of_memory
 from ...options import Option
@@ -47,7 +46,7 @@ def compare(trainer: Any) -> None:
         return
     for name in ("multi_scale", "rect"):
         if value := getattr(trainer.args, name, False):
-            if RANK in {-1, 0}:
+            if _speaks():
                 _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {name}={value!r}.")
             return
     if _STEPS not in run.stash:
@@ -61,6 +60,13 @@ def release(trainer: Any) -> None:
     """Let a compiled model's forward be as it was; to be called as a run ends."""
     if (steps := trainer.xpu.stash.get(_STEPS, None)) is not None:
         vars(steps.model)["forward"] = steps.compiled
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of several that writes to the log."""
+    from ultralytics.utils import RANK  # which isn't there yet while `import ultralytics` imports this module
+
+    return RANK in {-1, 0}
 
 
 def _begin(trainer: Any) -> None:
@@ -180,7 +186,7 @@ class _Steps:
             medians = slowest.tolist()
         eager, compiled = medians
         self._choice = compiled < eager
-        if RANK in (-1, 0):
+        if _speaks():
             _LOGGER.info(_words(eager, compiled, self._first))
 
 
