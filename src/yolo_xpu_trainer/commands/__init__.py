@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from ..errors import XPUTrainerError
 
 COMMANDS = {
@@ -31,6 +32,7 @@ COMMANDS = {
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser of `yolo-xpu`: with all options of the `chosen` command, and the names of the others."""
     parser = argparse.ArgumentParser(prog="yolo-xpu", description="Train Ultralytics YOLO models on Intel GPUs.")
+    parser.add_argument("--version", action="version", version=f"yolo-xpu-trainer {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
