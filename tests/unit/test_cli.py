@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
 from importlib import metadata
@@ -95,4 +96,16 @@ def test_other_errors_propagate(command: ModuleType, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(command, "run", fail)
     with pytest.raises(RuntimeError, match="a defect"):
+        commands.main(["probe"])
+
+
+def test_a_package_that_was_left_out_is_named_with_what_says_how_to_install_it(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(command, "run", lambda args: importlib.import_module("rich"))
+    assert commands.main(["probe"]) == 2
+    assert "rich isn't installed. `yolo-xpu init` says" in capsys.readouterr().err
+    monkeypatch.setattr(command, "run", lambda args: importlib.import_module("no_such_module"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         commands.main(["probe"])

@@ -100,6 +100,19 @@ def vision(setup: Setup, version: str) -> None:
     (setup.site / "torchvision" / "version.py").write_text(f"__version__ = {version!r}\n")
 
 
+def in_conda(setup: Setup, *packages: str, symbols: int = 33, needed: int = 33) -> None:
+    """Have conda's Python, with packages of conda's, and the C++ symbols that its library has and the driver needs."""
+    prefix = setup.root / "opt/conda/envs/yolo"
+    for name in ("bin/python", *(f"conda-meta/{package}.json" for package in packages or ("python-3.12.3-0",))):
+        (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / name).touch()
+    (prefix / "lib").mkdir(exist_ok=True)
+    (prefix / "lib/libstdc++.so.6").write_bytes(b"".join(b"GLIBCXX_3.4.%d\0" % n for n in range(1, symbols + 1)))
+    loader = (setup.root / "usr/lib/x86_64-linux-gnu/libze_loader.so.1").resolve()
+    loader.write_bytes(b"\0GLIBCXX_3.4\0GLIBCXX_3.4.%d\0" % needed)
+    setup.more["executable"] = str(prefix / "bin/python")
+
+
 def owned_by(setup: Setup, group: str) -> None:
     refused(setup)
     gid = (setup.root / "dev/dri/renderD128").stat().st_gid
@@ -371,6 +384,27 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "oneAPI's environment is active",
         "setvars",
     ),
+    "a C++ library of conda's that is older than the driver": (
+        lambda s: [s.no_xpu(), in_conda(s, symbols=29, needed=32)],
+        "conda",
+        r"ends at GLIBCXX_3.4.29, and the system's libze_loader.so.1 needs GLIBCXX_3.4.32.*pytorch#147226",
+        'conda install -c conda-forge "libstdcxx-ng>=13.2".*system.s Python',
+    ),
+    "an import that a C++ library of conda's is too old for": (
+        lambda s: [
+            in_conda(s, symbols=29, needed=33),
+            s.import_fails("ImportError: /opt/conda/lib/libstdc++.so.6: version `GLIBCXX_3.4.33' not found"),
+        ],
+        "conda",
+        "sees no XPU",
+        'conda install -c conda-forge "libstdcxx-ng>=14"',
+    ),
+    "conda's own PyTorch": (
+        lambda s: [s.torch("2.5.1"), in_conda(s, "pytorch-2.5.1-py3.12_cpu_0", "torchvision-0.20.1-py312_cpu")],
+        "conda",
+        "conda installed pytorch 2.5.1, torchvision 0.20.1",
+        "conda remove -y --force pytorch torchvision.*by pip",
+    ),
     "a SYCL runtime that isn't found": (
         lambda s: s.import_fails(f"ImportError: libsycl.so.8: {NO_FILE}"),
         "torch-import",
@@ -417,7 +451,7 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         lambda s: s.import_fails("RuntimeError: Failed to load the backend extension: _yolo_xpu_trainer_autoload."),
         "torch-import",
         "half of yolo-xpu-trainer",
-        "TORCH_DEVICE_BACKEND_AUTOLOAD=0.*uninstall -y yolo-xpu-trainer",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0.*uninstall -y yolo-xpu-trainer.*in a clone",
     ),
     "an import that hangs": (
         lambda s: s.told.update({"import": HUNG}),
@@ -468,6 +502,12 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "SIGSEGV",
         "doctor --numerics",
     ),
+    "a package that this one needs is missing": (
+        lambda s: s.told.update(plugins="ModuleNotFoundError: No module named 'wrapt'"),
+        "plugins",
+        "needs wrapt, which is missing",
+        "^python -m pip install wrapt ?$",
+    ),
     "no Ultralytics": (
         lambda s: s.uninstall("ultralytics"),
         "ultralytics",
@@ -508,6 +548,12 @@ def test_the_first_problem_is_the_cause_and_its_fix_fits(setup: Setup, name: str
 
 # The same for what a training works with.
 WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
+    "pip's PyTorch over conda's": (
+        lambda s: in_conda(s, "pytorch-2.5.1-py3.12_cpu_0"),
+        "conda",
+        r"conda installed pytorch 2.5.1, and pip 2.14.1\+xpu over it",
+        f"conda remove -y --force pytorch.*{RECIPE}",
+    ),
     "a GPU that isn't listed": (
         lambda s: [
             s.gpu("a7a0", "i915"),
@@ -720,6 +766,16 @@ def test_a_warning_names_the_cause_and_its_fix_fits(setup: Setup, name: str) -> 
 
 
 # What must not be called wrong
+
+
+@pytest.mark.parametrize(("symbols", "sees"), [(33, False), (29, True)])
+def test_a_conda_environment_is_well_where_its_library_is_new_enough_or_the_gpu_is_seen(
+    setup: Setup, symbols: int, sees: bool
+) -> None:
+    in_conda(setup, symbols=symbols)
+    if not sees:
+        setup.no_xpu()
+    assert next(r.verdict for r in examine(setup) if r.check.name == "conda") is Verdict.OK
 
 
 def test_files_that_are_elsewhere_are_no_problem_while_pytorch_sees_the_gpu(setup: Setup) -> None:

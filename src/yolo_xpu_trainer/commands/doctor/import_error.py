@@ -81,7 +81,7 @@ def _half_removed(machine: Machine, text: str) -> Diagnosis:
         *first,
         "python -m pip uninstall -y yolo-xpu-trainer",
         *machine.unset(name),
-        "python -m pip install yolo-xpu-trainer",
+        advice="Then install it again, as before: `pip install .` in a clone of its repository.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
 from .build import build, of_vision
 from .seen import unless
@@ -67,6 +69,11 @@ def _patches(machine: Machine) -> Diagnosis:
 
 def _plugins(machine: Machine) -> Diagnosis:
     probe = machine.probe("plugins")
+    if probe.state == "error" and (missing := re.search(r"No module named '(\w+)'", probe.text)):
+        return problem(
+            f"this package needs {missing[1]}, which is missing: Ultralytics is as without it",
+            f"python -m pip install {missing[1]}",
+        )
     if probe.state == "error":
         return problem(f"the plugins can't be loaded: {probe.text[:300]}", advice=_REPORT)
     if said := unless(machine, "plugins"):
