@@ -516,10 +516,31 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
     ),
     "an old Ultralytics": (lambda s: s.package("ultralytics", "8.2.103"), "ultralytics", "8.3.0 or later", "--no-deps"),
     "an Ultralytics that can't be imported": (
-        lambda s: s.told.update(ultralytics="ImportError: libGL.so.1"),
+        lambda s: s.told.update(ultralytics="ImportError: cannot import name 'YOLO' from 'ultralytics'"),
         "ultralytics",
-        "libGL.so.1",
-        "reinstall",
+        "cannot import name 'YOLO'",
+        "--force-reinstall --no-deps ultralytics",
+    ),
+    "a package that Ultralytics needs is missing": (
+        lambda s: s.told.update(ultralytics="ModuleNotFoundError: No module named 'cv2'"),
+        "ultralytics",
+        "needs cv2, which is missing",
+        "^python -m pip install ultralytics ?$",
+    ),
+    "an Ubuntu without a desktop": (
+        lambda s: s.told.update(ultralytics=f"ImportError: libGL.so.1: {NO_FILE}"),
+        "ultralytics",
+        "OpenCV needs libGL.so.1",
+        "sudo apt install libgl1 libglib2.0-0",
+    ),
+    "a Fedora without a desktop": (
+        lambda s: [
+            s.file("/etc/os-release", "ID=fedora\n"),
+            s.told.update(ultralytics=f"ImportError: libgthread-2.0.so.0: {NO_FILE}"),
+        ],
+        "ultralytics",
+        "OpenCV needs libgthread-2.0.so.0",
+        "uninstall -y opencv-python python -m pip install opencv-python-headless",
     ),
     "a full disk": (
         lambda s: s.more.update(usage=lambda path: (100 * GIB, 50 * GIB if "shm" in str(path) else GIB // 8)),
