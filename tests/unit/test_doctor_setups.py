@@ -450,7 +450,7 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
     "this package half removed": (
         lambda s: s.import_fails("RuntimeError: Failed to load the backend extension: _yolo_xpu_trainer_autoload."),
         "torch-import",
-        "half of yolo-xpu-trainer",
+        "yolo-xpu-trainer was only partly removed",
         "TORCH_DEVICE_BACKEND_AUTOLOAD=0.*uninstall -y yolo-xpu-trainer.*in a clone",
     ),
     "an import that hangs": (

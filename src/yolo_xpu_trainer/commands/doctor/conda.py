@@ -84,9 +84,9 @@ def _conda(machine: Machine) -> Diagnosis:
     if is_compiled(machine):
         return ok(f"{shown}, with XPU support")
     return problem(
-        f"conda installed {shown}, without XPU support: to pip it isn't its own",
+        f"conda installed {shown}, without XPU support; pip's XPU build would be installed over it",
         removal,
-        advice="Then PyTorch's XPU build, by pip.",
+        advice="Then install PyTorch's XPU build by pip.",
     )
 
 

@@ -77,7 +77,7 @@ def _half_removed(machine: Machine, text: str) -> Diagnosis:
     name = "TORCH_DEVICE_BACKEND_AUTOLOAD"
     first = (f"set {name}=0",) if machine.is_windows else (f"export {name}=0",)
     return problem(
-        "`import torch` fails: half of yolo-xpu-trainer is gone, its registration isn't",
+        "`import torch` fails: yolo-xpu-trainer was only partly removed",
         *first,
         "python -m pip uninstall -y yolo-xpu-trainer",
         *machine.unset(name),
