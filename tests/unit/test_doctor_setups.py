@@ -6,7 +6,7 @@ import argparse
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -930,6 +930,20 @@ def test_windows_doesnt_tell_the_cases_of_variables_apart(setup: Setup) -> None:
     found = next(result for result in examine(setup) if result.check.name == "fp64-emulation")
     assert found.verdict is Verdict.WARNING
     assert found.diagnosis.fix == ("set OverrideDefaultFP64Settings=",)
+
+
+def test_windows_is_asked_for_its_gpus_once(setup: Setup) -> None:
+    setup.on_windows()
+    setup.no_xpu()
+    machine = setup.machine()
+    begun = []
+
+    def noted(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> Iterator[str]:
+        begun.append(command[0])
+        return machine.children(command, environ, seconds)
+
+    assert list(runner.examine(replace(machine, children=noted), runner.CHECKS))
+    assert begun.count("powershell") == 1
 
 
 def test_powershells_words_stand_beside_those_of_windows_other_shell(setup: Setup) -> None:
