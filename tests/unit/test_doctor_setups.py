@@ -305,6 +305,18 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "libze_loader.so.1 and libze_intel_gpu.so.1 are",
         DRIVER,
     ),
+    "Debian 12, whose packages have no driver": (
+        lambda s: [s.no_xpu(), s.no_driver(), s.file("/etc/os-release", 'ID=debian\nVERSION_ID="12"\n')],
+        "user-driver",
+        "isn't installed",
+        "^ ?By distribution: .* no package of it: take a newer one",
+    ),
+    "Debian 13 without the driver": (
+        lambda s: [s.no_xpu(), s.no_driver(), s.file("/etc/os-release", 'ID=debian\nVERSION_ID="13"\n')],
+        "user-driver",
+        "isn't installed",
+        "sudo apt install libze1 libze-intel-gpu1",
+    ),
     "a loader without the driver": (
         lambda s: without(s, "libze_intel_gpu.so.1"),
         "user-driver",

@@ -51,13 +51,19 @@ def install(machine: Machine) -> tuple[str, ...]:
             "sudo apt update",
             "sudo apt install libze1 libze-intel-gpu1 intel-ocloc",
         )
-    if "debian" in names:
+    if "debian" in names and not _is_old_debian(release):
         return ("sudo apt update", "sudo apt install libze1 libze-intel-gpu1 intel-opencl-icd")
     if "fedora" in names:
         return ("sudo dnf install oneapi-level-zero intel-compute-runtime",)
     if "arch" in names:
         return ("sudo pacman -S level-zero-loader intel-compute-runtime",)
     return ()
+
+
+def _is_old_debian(release: str) -> bool:
+    """Whether it is Debian 12 or older, by /etc/os-release in small letters: apt there knows no libze-intel-gpu1."""
+    version = re.search(r"^version_id=\"?(\d+)", release, re.MULTILINE)
+    return bool(re.search(r"^id=\"?debian\b", release, re.MULTILINE)) and version is not None and int(version[1]) < 13
 
 
 def conda_prefix(machine: Machine) -> Path | None:
@@ -132,7 +138,12 @@ def _user_driver(machine: Machine) -> Diagnosis:
         f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not {where}: the user-space driver isn't "
         "installed",
         *install(machine),
-        advice=f"By distribution: {CLIENT_DRIVERS}",
+        advice=f"By distribution: {CLIENT_DRIVERS}"
+        + (
+            ". This Debian has no package of it: take a newer one, or Intel's own packages"
+            if _is_old_debian(machine.read("/etc/os-release").lower())
+            else ""
+        ),
         table=rows,
     )
 
