@@ -139,9 +139,12 @@ if not TYPE_CHECKING:  # a misspelt name is an error to a type checker
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            from importlib.metadata import version
+            from importlib.metadata import PackageNotFoundError, version
 
-            return version("yolo-xpu-trainer")
+            try:
+                return version("yolo-xpu-trainer")
+            except PackageNotFoundError:  # in a frozen program
+                return "unknown"
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

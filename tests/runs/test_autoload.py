@@ -10,7 +10,6 @@ import os
 import statistics
 import subprocess
 import sys
-import venv
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -326,38 +325,6 @@ def test_the_entry_points_are_where_pytorch_and_the_plugin_manager_look(tmp_path
     ]
     assert not [e.name for e in entries if e.group == "yolo_xpu_trainer"]  # built-ins need no metadata
     assert [e.name for e in entries if e.group == "console_scripts"] == ["yolo-xpu"]
-
-
-def _pip(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_a_wheel_installs_both_modules_and_uninstalling_it_leaves_no_trace(tmp_path: Path) -> None:
-    _pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT))
-    (wheel,) = tmp_path.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=False)
-    interpreter = str(tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-
-    def files() -> set[str]:
-        return {p.name for p in (tmp_path / "venv").rglob("*") if "yolo" in p.name.lower()}
-
-    def backends() -> str:
-        code = (
-            "from importlib.metadata import entry_points\n"
-            "print([e.value for e in entry_points(group='torch.backends')])"
-        )
-        return subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-    assert files() == set()
-    _pip("--python", interpreter, "install", "--quiet", "--no-deps", str(wheel))
-    assert {"_yolo_xpu_trainer_autoload.py", "yolo_xpu_trainer", "yolo-xpu"} <= {
-        name.partition(".exe")[0] for name in files()
-    }
-    assert backends() == "['_yolo_xpu_trainer_autoload:load']"
-    _pip("--python", interpreter, "uninstall", "--quiet", "--yes", NAME)
-    assert files() == set()
-    assert backends() == "[]"
 
 
 # The cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -102,6 +103,16 @@ def test_no_policy_imports_another() -> None:
 
 def test_the_mixin_imports_no_policy() -> None:
     assert not {module for module in graph()["trainers"] if module.startswith("policies")}
+
+
+def test_what_ultralytics_import_imports_of_ours_imports_nothing_of_ultralytics() -> None:
+    """Policies and patches are imported in the midst of `import ultralytics`, and import it within functions."""
+    at_once = {
+        path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"^(from|import) ultralytics", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert at_once == {"trainers", "commands"}
 
 
 def test_the_cache_is_emptied_by_one_function_which_waits_before() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
+from importlib import metadata
 from types import ModuleType
 
 import pytest
@@ -28,6 +30,13 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "usage: yolo-xpu" in done.stdout
     assert done.stdout.endswith("imported: []\n")
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"yolo-xpu-trainer {metadata.version('yolo-xpu-trainer')}\n"
 
 
 def test_runs_as_module() -> None:
@@ -87,4 +96,16 @@ def test_other_errors_propagate(command: ModuleType, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(command, "run", fail)
     with pytest.raises(RuntimeError, match="a defect"):
+        commands.main(["probe"])
+
+
+def test_a_package_that_was_left_out_is_named_with_what_says_how_to_install_it(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(command, "run", lambda args: importlib.import_module("rich"))
+    assert commands.main(["probe"]) == 2
+    assert "rich isn't installed. `yolo-xpu init` says" in capsys.readouterr().err
+    monkeypatch.setattr(command, "run", lambda args: importlib.import_module("no_such_module"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         commands.main(["probe"])

@@ -76,6 +76,11 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", documents(), ids=named)
+def test_the_rows_of_a_table_stand_together(path: Path) -> None:
+    assert re.findall(r"^\|.*\n\n+\|(?!.*\n\|[-| :]+\n).*", prose(path), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("path", documents(), ids=named)
 def test_every_relative_link_and_anchor_resolves(path: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
@@ -111,6 +116,11 @@ def test_the_table_of_contents_has_every_page_and_no_other() -> None:
     listed = [DOCS / name for name in files(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])]
     assert len(listed) == len(set(listed))
     assert {*listed} == set(pages())
+
+
+def test_the_first_page_lists_every_command() -> None:
+    page = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `yolo-xpu (\w+)", page, re.MULTILINE)) == set(commands.COMMANDS)
 
 
 # Lengths
@@ -161,7 +171,7 @@ def commands_of_pages() -> list[tuple[Path, str]]:
 
 
 def check_yolo_xpu(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if words and "--help" not in words:
+    if words and not {"--help", "--version"} & {*words}:
         given = commands.build_parser(words[0]).parse_args(words)
         if words[0] == "train" and len(words) > 1:
             check_yolo(["train", *given.arguments], monkeypatch)

@@ -6,7 +6,7 @@ import argparse
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,19 @@ def vision(setup: Setup, version: str) -> None:
     setup.package("torchvision", version.partition("+")[0])
     (setup.site / "torchvision").mkdir()
     (setup.site / "torchvision" / "version.py").write_text(f"__version__ = {version!r}\n")
+
+
+def in_conda(setup: Setup, *packages: str, symbols: int = 33, needed: int = 33) -> None:
+    """Have conda's Python, with packages of conda's, and the C++ symbols that its library has and the driver needs."""
+    prefix = setup.root / "opt/conda/envs/yolo"
+    for name in ("bin/python", *(f"conda-meta/{package}.json" for package in packages or ("python-3.12.3-0",))):
+        (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / name).touch()
+    (prefix / "lib").mkdir(exist_ok=True)
+    (prefix / "lib/libstdc++.so.6").write_bytes(b"".join(b"GLIBCXX_3.4.%d\0" % n for n in range(1, symbols + 1)))
+    loader = (setup.root / "usr/lib/x86_64-linux-gnu/libze_loader.so.1").resolve()
+    loader.write_bytes(b"\0GLIBCXX_3.4\0GLIBCXX_3.4.%d\0" % needed)
+    setup.more["executable"] = str(prefix / "bin/python")
 
 
 def owned_by(setup: Setup, group: str) -> None:
@@ -292,6 +305,18 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "libze_loader.so.1 and libze_intel_gpu.so.1 are",
         DRIVER,
     ),
+    "Debian 12, whose packages have no driver": (
+        lambda s: [s.no_xpu(), s.no_driver(), s.file("/etc/os-release", 'ID=debian\nVERSION_ID="12"\n')],
+        "user-driver",
+        "isn't installed",
+        "^ ?By distribution: .* no package of it: take a newer one",
+    ),
+    "Debian 13 without the driver": (
+        lambda s: [s.no_xpu(), s.no_driver(), s.file("/etc/os-release", 'ID=debian\nVERSION_ID="13"\n')],
+        "user-driver",
+        "isn't installed",
+        "sudo apt install libze1 libze-intel-gpu1",
+    ),
     "a loader without the driver": (
         lambda s: without(s, "libze_intel_gpu.so.1"),
         "user-driver",
@@ -371,6 +396,27 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "oneAPI's environment is active",
         "setvars",
     ),
+    "a C++ library of conda's that is older than the driver": (
+        lambda s: [s.no_xpu(), in_conda(s, symbols=29, needed=32)],
+        "conda",
+        r"ends at GLIBCXX_3.4.29, and the system's libze_loader.so.1 needs GLIBCXX_3.4.32.*pytorch#147226",
+        'conda install -c conda-forge "libstdcxx-ng>=13.2".*system.s Python',
+    ),
+    "an import that a C++ library of conda's is too old for": (
+        lambda s: [
+            in_conda(s, symbols=29, needed=33),
+            s.import_fails("ImportError: /opt/conda/lib/libstdc++.so.6: version `GLIBCXX_3.4.33' not found"),
+        ],
+        "conda",
+        "sees no XPU",
+        'conda install -c conda-forge "libstdcxx-ng>=14"',
+    ),
+    "conda's own PyTorch": (
+        lambda s: [s.torch("2.5.1"), in_conda(s, "pytorch-2.5.1-py3.12_cpu_0", "torchvision-0.20.1-py312_cpu")],
+        "conda",
+        "conda installed pytorch 2.5.1, torchvision 0.20.1",
+        "conda remove -y --force pytorch torchvision.*by pip",
+    ),
     "a SYCL runtime that isn't found": (
         lambda s: s.import_fails(f"ImportError: libsycl.so.8: {NO_FILE}"),
         "torch-import",
@@ -416,8 +462,8 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
     "this package half removed": (
         lambda s: s.import_fails("RuntimeError: Failed to load the backend extension: _yolo_xpu_trainer_autoload."),
         "torch-import",
-        "half of yolo-xpu-trainer",
-        "TORCH_DEVICE_BACKEND_AUTOLOAD=0.*uninstall -y yolo-xpu-trainer",
+        "yolo-xpu-trainer was only partly removed",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0.*uninstall -y yolo-xpu-trainer.*in a clone",
     ),
     "an import that hangs": (
         lambda s: s.told.update({"import": HUNG}),
@@ -468,6 +514,12 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "SIGSEGV",
         "doctor --numerics",
     ),
+    "a package that this one needs is missing": (
+        lambda s: s.told.update(plugins="ModuleNotFoundError: No module named 'wrapt'"),
+        "plugins",
+        "needs wrapt, which is missing",
+        "^python -m pip install wrapt ?$",
+    ),
     "no Ultralytics": (
         lambda s: s.uninstall("ultralytics"),
         "ultralytics",
@@ -476,10 +528,31 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
     ),
     "an old Ultralytics": (lambda s: s.package("ultralytics", "8.2.103"), "ultralytics", "8.3.0 or later", "--no-deps"),
     "an Ultralytics that can't be imported": (
-        lambda s: s.told.update(ultralytics="ImportError: libGL.so.1"),
+        lambda s: s.told.update(ultralytics="ImportError: cannot import name 'YOLO' from 'ultralytics'"),
         "ultralytics",
-        "libGL.so.1",
-        "reinstall",
+        "cannot import name 'YOLO'",
+        "--force-reinstall --no-deps ultralytics",
+    ),
+    "a package that Ultralytics needs is missing": (
+        lambda s: s.told.update(ultralytics="ModuleNotFoundError: No module named 'cv2'"),
+        "ultralytics",
+        "needs cv2, which is missing",
+        "^python -m pip install ultralytics ?$",
+    ),
+    "an Ubuntu without a desktop": (
+        lambda s: s.told.update(ultralytics=f"ImportError: libGL.so.1: {NO_FILE}"),
+        "ultralytics",
+        "OpenCV needs libGL.so.1",
+        "sudo apt install libgl1 libglib2.0-0",
+    ),
+    "a Fedora without a desktop": (
+        lambda s: [
+            s.file("/etc/os-release", "ID=fedora\n"),
+            s.told.update(ultralytics=f"ImportError: libgthread-2.0.so.0: {NO_FILE}"),
+        ],
+        "ultralytics",
+        "OpenCV needs libgthread-2.0.so.0",
+        "uninstall -y opencv-python python -m pip install opencv-python-headless",
     ),
     "a full disk": (
         lambda s: s.more.update(usage=lambda path: (100 * GIB, 50 * GIB if "shm" in str(path) else GIB // 8)),
@@ -508,6 +581,12 @@ def test_the_first_problem_is_the_cause_and_its_fix_fits(setup: Setup, name: str
 
 # The same for what a training works with.
 WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
+    "pip's PyTorch over conda's": (
+        lambda s: in_conda(s, "pytorch-2.5.1-py3.12_cpu_0"),
+        "conda",
+        r"conda installed pytorch 2.5.1, and pip 2.14.1\+xpu over it",
+        f"conda remove -y --force pytorch.*{RECIPE}",
+    ),
     "a GPU that isn't listed": (
         lambda s: [
             s.gpu("a7a0", "i915"),
@@ -722,6 +801,16 @@ def test_a_warning_names_the_cause_and_its_fix_fits(setup: Setup, name: str) -> 
 # What must not be called wrong
 
 
+@pytest.mark.parametrize(("symbols", "sees"), [(33, False), (29, True)])
+def test_a_conda_environment_is_well_where_its_library_is_new_enough_or_the_gpu_is_seen(
+    setup: Setup, symbols: int, sees: bool
+) -> None:
+    in_conda(setup, symbols=symbols)
+    if not sees:
+        setup.no_xpu()
+    assert next(r.verdict for r in examine(setup) if r.check.name == "conda") is Verdict.OK
+
+
 def test_files_that_are_elsewhere_are_no_problem_while_pytorch_sees_the_gpu(setup: Setup) -> None:
     setup.no_gpu()
     setup.no_driver()
@@ -853,6 +942,20 @@ def test_windows_doesnt_tell_the_cases_of_variables_apart(setup: Setup) -> None:
     found = next(result for result in examine(setup) if result.check.name == "fp64-emulation")
     assert found.verdict is Verdict.WARNING
     assert found.diagnosis.fix == ("set OverrideDefaultFP64Settings=",)
+
+
+def test_windows_is_asked_for_its_gpus_once(setup: Setup) -> None:
+    setup.on_windows()
+    setup.no_xpu()
+    machine = setup.machine()
+    begun = []
+
+    def noted(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> Iterator[str]:
+        begun.append(command[0])
+        return machine.children(command, environ, seconds)
+
+    assert list(runner.examine(replace(machine, children=noted), runner.CHECKS))
+    assert begun.count("powershell") == 1
 
 
 def test_powershells_words_stand_beside_those_of_windows_other_shell(setup: Setup) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from yolo_xpu_trainer.errors import UsageError
 
 from ..machines import Setup
 
+ROOT = Path(__file__).resolve().parents[2]
 UNINSTALL = "python -m pip uninstall -y torch torchvision torchaudio triton triton-xpu pytorch-triton-xpu"
 INSTALL = (
     'python -m pip install "torch==2.14.1+xpu" "torchvision==0.29.1+xpu" '
@@ -257,10 +258,17 @@ def wheel(folder: Path, name: str, version: str, requires: Sequence[str] = ()) -
     return made
 
 
-@pytest.mark.skipif(find_spec("pip") is None, reason="there is no pip here")
-def test_pip_with_the_constraints_replaces_neither_wheel(
-    setup: Setup, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+Pip = Callable[..., str]
+
+
+@pytest.fixture
+def pip(setup: Setup, tmp_path: Path) -> Pip:
+    """Make an environment with the pair of XPU wheels, which `setup` sees; return pip in it, which installs nothing.
+
+    It prints what it would install of newer ones, and of what this package needs.
+    """
+    if find_spec("pip") is None:
+        pytest.skip("there is no pip here")
     shop, shelf, environment = tmp_path / "shop", tmp_path / "shelf", tmp_path / "environment"
     shop.mkdir()
     shelf.mkdir()
@@ -269,26 +277,42 @@ def test_pip_with_the_constraints_replaces_neither_wheel(
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "XPU_SIM", "PYTHON"))}
     environ |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
-    def pip(*arguments: str) -> str:
-        command = [sys.executable, "-m", "pip", "--python", str(python), *arguments]
+    def run(*arguments: str | Path) -> str:
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=environ)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout.splitlines()[-1]
 
     installed = [wheel(shelf, "torch", "2.14.1+xpu"), wheel(shelf, "torchvision", "0.29.1+xpu", ["torch>=2.14.0"])]
-    pip("install", "--no-index", "--no-deps", *map(str, installed))
+    run("--no-deps", *installed)
     wheel(shop, "torch", "2.15.0")
     wheel(shop, "torchvision", "0.29.2", ["torch>=2.14.0"])
     wheel(shop, "ultralytics", "8.4.190", ["torch>=1.8.0,!=2.4.0", "torchvision>=0.9.0"])
+    for name in ("pluggy", "psutil", "rich", "wrapt"):
+        wheel(shop, name, "99")
+    (setup.site,) = environment.rglob("site-packages")
+    return lambda *arguments: run("--dry-run", "--find-links", shop, *arguments)
 
-    (site,) = environment.rglob("site-packages")
-    setup.site = site
+
+def test_pip_with_the_constraints_replaces_neither_wheel(
+    setup: Setup, pip: Pip, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     file = tmp_path / "constraints.txt"
     started(setup, capsys, file)
     assert pins(file) == ["torch==2.14.1+xpu", "torchvision==0.29.1+xpu"]
 
-    upgrade = ["install", "--dry-run", "--no-index", "--find-links", str(shop), "-U", "--upgrade-strategy", "eager"]
-    without = pip(*upgrade, "ultralytics").splitlines()[-1]
+    upgrade = ["-U", "--upgrade-strategy", "eager", "ultralytics"]
+    without = pip(*upgrade)
     assert "torch-2.15.0" in without
     assert "torchvision-0.29.2" in without
-    assert pip(*upgrade, "-c", str(file), "ultralytics").splitlines()[-1] == "Would install ultralytics-8.4.190"
+    assert pip(*upgrade, "-c", file) == "Would install ultralytics-8.4.190"
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="the sources are needed")
+def test_installing_this_package_replaces_neither_wheel(pip: Pip, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (ours,) = tmp_path.glob("*.whl")
+    version = ours.name.split("-")[1]
+    names = f"pluggy-99 psutil-99 rich-99 ultralytics-8.4.190 wrapt-99 yolo-xpu-trainer-{version}"
+    assert pip(ours) == f"Would install {names}"

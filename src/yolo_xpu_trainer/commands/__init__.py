@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from ..errors import XPUTrainerError
 
 COMMANDS = {
@@ -27,10 +28,14 @@ COMMANDS = {
 }
 """Each command and its summary."""
 
+_NEEDED = {"torch", "torchvision", "ultralytics", "pluggy", "psutil", "rich", "wrapt"}
+"""What is installed with this package, unless pip was told `--no-deps`."""
+
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser of `yolo-xpu`: with all options of the `chosen` command, and the names of the others."""
     parser = argparse.ArgumentParser(prog="yolo-xpu", description="Train Ultralytics YOLO models on Intel GPUs.")
+    parser.add_argument("--version", action="version", version=f"yolo-xpu-trainer {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -48,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the program's name, by default that of the process.
 
     Returns:
-        Exit code: the command's own, or that of an error of this package, which is printed to standard error.
+        Exit code: the command's own, or that of an error of this package, which is printed to standard error; 2 where
+        a package that it needs isn't installed.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
@@ -58,4 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except XPUTrainerError as error:
         print(f"yolo-xpu {args.command}: error: {error}", file=sys.stderr)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        if (name := error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        print(
+            f"yolo-xpu {args.command}: error: {name} isn't installed. `yolo-xpu init` says what to install here, in "
+            "which order.",
+            file=sys.stderr,
+        )
+        return 2
     return code

@@ -89,6 +89,7 @@ class Machine:
     usage: Callable[[Path], tuple[int, int]] = _usage
     seconds: float = 30
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    _answers: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
 
     @property
     def is_windows(self) -> bool:
@@ -127,11 +128,14 @@ class Machine:
         return list(distributions(path=[str(path) for path in self.packages]))
 
     def ask(self, command: Sequence[str], seconds: float = 10) -> str:
-        """Return what a command prints, "" where it fails or takes too long."""
-        try:
-            return "\n".join(self.children(command, self.environ, seconds))
-        except children.ChildError:
-            return ""
+        """Return what a command prints, "" where it fails or takes too long. It is run once, and its answer kept."""
+        key = tuple(command)
+        if key not in self._answers:
+            try:
+                self._answers[key] = "\n".join(self.children(command, self.environ, seconds))
+            except children.ChildError:
+                self._answers[key] = ""
+        return self._answers[key]
 
     def variable(self, name: str) -> str:
         """Return an environment variable's value, "" where it isn't set; Windows doesn't tell cases apart."""

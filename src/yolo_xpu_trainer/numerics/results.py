@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import __version__
 from ..device_errors import is_of_device
 from ..devices import DeviceInfo
 from ..files import replacing
@@ -59,15 +58,7 @@ def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
 def _key(device: DeviceInfo) -> str:
     """Return what a finding depends on: the device's properties, its driver, PyTorch and this package."""
     what = astuple(replace(device, index=0))
-    return " | ".join(map(str, (*what, torch.__version__, getattr(torch.version, "xpu", None), _version())))
-
-
-@functools.cache
-def _version() -> str:
-    try:
-        return version("yolo-xpu-trainer")
-    except PackageNotFoundError:  # in a frozen program
-        return "unknown"
+    return " | ".join(map(str, (*what, torch.__version__, getattr(torch.version, "xpu", None), __version__)))
 
 
 def _stored() -> dict[str, Any]:

@@ -12,10 +12,10 @@ import difflib
 import io
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import __version__
 from ...diagnosis import DoctorCheck, Machine
 from ...errors import UsageError
 
@@ -91,22 +91,15 @@ def run(args: argparse.Namespace, machine: Machine | None = None) -> int:
     if args.check:
         results = [result for result in results if result.check.name in args.check]
     if args.json:
-        print(report.as_json(results, _version()))
+        print(report.as_json(results, __version__))
     elif args.fix:
         print(report.as_script(results, machine), end="")
     else:
         render.show(console, results, everything=args.verbose or bool(args.check))
     if args.report:
-        _write(args.report, report.as_markdown(results, machine, _version()))
+        _write(args.report, report.as_markdown(results, machine, __version__))
         console.print(f"Report: {args.report}", highlight=False, soft_wrap=True)
     return runner.exit_status(results)
-
-
-def _version() -> str:
-    try:
-        return version("yolo-xpu-trainer")
-    except PackageNotFoundError:  # in a frozen program
-        return "unknown"
 
 
 def _chosen(names: Sequence[str], machine: Machine) -> tuple[tuple[DoctorCheck, ...], bool]:

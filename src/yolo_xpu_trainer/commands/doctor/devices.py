@@ -7,13 +7,13 @@ from typing import Any
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
 from ...diagnosis.gpus import family_of
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
-from . import environment, kernel, user_driver
+from . import conda, environment, kernel, user_driver
 from .seen import is_compiled, last_words, unless, xpus
 from .user_driver import install
 
 __all__ = ["CHECKS"]
 
-_CAUSES = (*kernel.CHECKS, *user_driver.CHECKS, environment.CHECKS[0])
+_CAUSES = (*kernel.CHECKS, *user_driver.CHECKS, *conda.CHECKS, environment.CHECKS[0])
 """What keeps PyTorch from seeing an XPU."""
 
 _UNSUPPORTED = "not officially supported by PyTorch XPU"

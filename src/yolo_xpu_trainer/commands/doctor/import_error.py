@@ -77,11 +77,11 @@ def _half_removed(machine: Machine, text: str) -> Diagnosis:
     name = "TORCH_DEVICE_BACKEND_AUTOLOAD"
     first = (f"set {name}=0",) if machine.is_windows else (f"export {name}=0",)
     return problem(
-        "`import torch` fails: half of yolo-xpu-trainer is gone, its registration isn't",
+        "`import torch` fails: yolo-xpu-trainer was only partly removed",
         *first,
         "python -m pip uninstall -y yolo-xpu-trainer",
         *machine.unset(name),
-        "python -m pip install yolo-xpu-trainer",
+        advice="Then install it again, as before: `pip install .` in a clone of its repository.",
     )
 
 

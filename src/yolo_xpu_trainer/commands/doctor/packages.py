@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
 from .build import build, of_vision
 from .seen import unless
@@ -28,6 +30,16 @@ def _ultralytics(machine: Machine) -> Diagnosis:
                 f"`import ultralytics` fails: torchvision is built for another PyTorch ({probe.text[:200]})",
                 *of_vision(found_torch),
             )
+        if missing := re.search(r"No module named '([\w.]+)'", probe.text):
+            return problem(
+                f"`import ultralytics` fails: it needs {missing[1]}, which is missing",
+                "python -m pip install ultralytics",  # which brings what is missing, and replaces nothing
+            )
+        if missing := re.search(r"(libGL|libgthread|libglib)[\w.-]*\.so[.\d]*", probe.text):
+            return problem(
+                f"`import ultralytics` fails: OpenCV needs {missing[0]}, which systems without a desktop lack",
+                *_of_opencv(machine),
+            )
         lines = probe.said.splitlines() or [probe.text]
         return problem(
             f"`import ultralytics` fails ({probe.text[:200]})",
@@ -35,6 +47,13 @@ def _ultralytics(machine: Machine) -> Diagnosis:
             advice=f"The last line: {lines[-1][:200]}" if probe.said else "",
         )
     return ok(f"Ultralytics {found.version}")
+
+
+def _of_opencv(machine: Machine) -> tuple[str, ...]:
+    """Return the commands that give OpenCV the libraries of a desktop, or an OpenCV that does without."""
+    if re.search(r"^id(?:_like)?=.*\b(?:debian|ubuntu)\b", machine.read("/etc/os-release").lower(), re.MULTILINE):
+        return ("sudo apt update", "sudo apt install libgl1 libglib2.0-0")
+    return ("python -m pip uninstall -y opencv-python", "python -m pip install opencv-python-headless")
 
 
 def _patches(machine: Machine) -> Diagnosis:
@@ -67,6 +86,11 @@ def _patches(machine: Machine) -> Diagnosis:
 
 def _plugins(machine: Machine) -> Diagnosis:
     probe = machine.probe("plugins")
+    if probe.state == "error" and (missing := re.search(r"No module named '(\w+)'", probe.text)):
+        return problem(
+            f"this package needs {missing[1]}, which is missing: Ultralytics is as without it",
+            f"python -m pip install {missing[1]}",
+        )
     if probe.state == "error":
         return problem(f"the plugins can't be loaded: {probe.text[:300]}", advice=_REPORT)
     if said := unless(machine, "plugins"):

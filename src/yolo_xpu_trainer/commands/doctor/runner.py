@@ -9,6 +9,7 @@ from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicabl
 from . import (
     build,
     compiling,
+    conda,
     devices,
     environment,
     host,
@@ -28,6 +29,7 @@ __all__ = ["CHECKS", "Result", "examine", "exit_status", "others"]
 CHECKS: tuple[DoctorCheck, ...] = (
     *kernel.CHECKS,
     *user_driver.CHECKS,
+    *conda.CHECKS,
     *build.CHECKS,
     *import_error.CHECKS,
     *environment.CHECKS,

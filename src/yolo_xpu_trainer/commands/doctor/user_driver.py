@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
@@ -12,7 +11,7 @@ from ...remedies import CLIENT_DRIVERS, WINDOWS_DRIVER
 from .kernel import container
 from .seen import no_xpu_seen, xpus
 
-__all__ = ["CHECKS", "install", "libraries"]
+__all__ = ["CHECKS", "DRIVER", "LOADER", "conda_prefix", "install", "libraries"]
 
 LOADER, DRIVER = "libze_loader.so.1", "libze_intel_gpu.so.1"
 _COMPILERS = (
@@ -52,7 +51,7 @@ def install(machine: Machine) -> tuple[str, ...]:
             "sudo apt update",
             "sudo apt install libze1 libze-intel-gpu1 intel-ocloc",
         )
-    if "debian" in names:
+    if "debian" in names and not _is_old_debian(release):
         return ("sudo apt update", "sudo apt install libze1 libze-intel-gpu1 intel-opencl-icd")
     if "fedora" in names:
         return ("sudo dnf install oneapi-level-zero intel-compute-runtime",)
@@ -61,11 +60,27 @@ def install(machine: Machine) -> tuple[str, ...]:
     return ()
 
 
-@lru_cache(maxsize=8)
-def _directories(machine_root: Path, search: str, prefix: str) -> tuple[Path, ...]:
-    found = [Path(part) for part in search.split(":") if part]
-    found += [machine_root / directory.lstrip("/") for directory in _DIRECTORIES]
-    return tuple(dict.fromkeys([*found, *([Path(prefix) / "lib"] if prefix else [])]))
+def _is_old_debian(release: str) -> bool:
+    """Whether it is Debian 12 or older, by /etc/os-release in small letters: apt there knows no libze-intel-gpu1."""
+    version = re.search(r"^version_id=\"?(\d+)", release, re.MULTILINE)
+    return bool(re.search(r"^id=\"?debian\b", release, re.MULTILINE)) and version is not None and int(version[1]) < 13
+
+
+def conda_prefix(machine: Machine) -> Path | None:
+    """Return the conda environment whose Python this is, or a virtual environment's; None elsewhere."""
+    try:
+        found = Path(machine.executable).resolve().parents[1]
+        return found if (found / "conda-meta").is_dir() else None
+    except (OSError, IndexError):
+        return None
+
+
+def _directories(machine: Machine) -> list[Path]:
+    """Return where libraries are looked for: what conda's Python runs finds its environment's before the system's."""
+    found = [Path(part) for part in machine.environ.get("LD_LIBRARY_PATH", "").split(":") if part]
+    conda = conda_prefix(machine)
+    found += [conda / "lib"] if conda else []
+    return [*found, *(machine.path(directory) for directory in _DIRECTORIES)]
 
 
 def libraries(machine: Machine, name: str) -> dict[Path, str]:
@@ -74,8 +89,7 @@ def libraries(machine: Machine, name: str) -> dict[Path, str]:
     The version is what the file is called that the name is a link to: libze_loader.so.1 -> libze_loader.so.1.28.2.
     """
     found: dict[Path, str] = {}
-    search = machine.environ.get("LD_LIBRARY_PATH", "")
-    for directory in _directories(machine.root, search, machine.environ.get("CONDA_PREFIX", "")):
+    for directory in _directories(machine):
         path = directory / name
         if path.exists():
             real = path.resolve()
@@ -124,7 +138,12 @@ def _user_driver(machine: Machine) -> Diagnosis:
         f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not {where}: the user-space driver isn't "
         "installed",
         *install(machine),
-        advice=f"By distribution: {CLIENT_DRIVERS}",
+        advice=f"By distribution: {CLIENT_DRIVERS}"
+        + (
+            ". This Debian has no package of it: take a newer one, or Intel's own packages"
+            if _is_old_debian(machine.read("/etc/os-release").lower())
+            else ""
+        ),
         table=rows,
     )
 
