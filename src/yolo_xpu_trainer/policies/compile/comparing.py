@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
 import time
 from typing import Any
 
 import torch
-from ultralytics.utils import RANK
 
 from ...device_errors import is_lost, is_out_of_memory
 from ...options import Option
@@ -47,7 +47,7 @@ def compare(trainer: Any) -> None:
         return
     for name in ("multi_scale", "rect"):
         if value := getattr(trainer.args, name, False):
-            if RANK in {-1, 0}:
+            if _tells():
                 _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {name}={value!r}.")
             return
     if _STEPS not in run.stash:
@@ -55,6 +55,11 @@ def compare(trainer: Any) -> None:
         trainer.callbacks["on_train_batch_end"].insert(0, run.recovery.guarded(_end))
     run.stash[_STEPS] = _Steps(trainer, compiled)
     vars(compiled)["forward"] = run.recovery.guarded(run.stash[_STEPS].forward, instead=vars(compiled)["forward"])
+
+
+def _tells() -> bool:
+    """Whether this process tells the user: alone, or rank 0."""
+    return os.environ.get("RANK", "-1") in ("-1", "0")
 
 
 def release(trainer: Any) -> None:
@@ -180,7 +185,7 @@ class _Steps:
             medians = slowest.tolist()
         eager, compiled = medians
         self._choice = compiled < eager
-        if RANK in (-1, 0):
+        if _tells():
             _LOGGER.info(_words(eager, compiled, self._first))
 
 
