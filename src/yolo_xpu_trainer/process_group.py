@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from . import devices
-from .errors import CollectivesError, DuplicateDeviceError, RankError
+from .errors import CollectivesError, DuplicateDeviceError, RankError, WorkerError, XPUTrainerError
 from .files import replacing
 from .ranks import Launch
 from .watchdog import Watchdog, end_process
 
-__all__ = ["Group", "Peer", "first_all_reduce", "watch"]
+__all__ = ["Group", "Peer", "first_all_reduce", "of_worker", "watch"]
 
 _NAME = "yolo-xpu/group"
 _FIRST = 180.0  # seconds that a first all-reduce may take, in which kernels are built and connections made
@@ -173,7 +173,7 @@ class Group:
         if self.watchdog is None or isinstance(error, RankError):
             return None
         text = self.watchdog.failure(wait=3 if isinstance(error, _TerminatedError) else 0)
-        if not text and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CUT):
+        if not text and _is_cut(error):
             text = self.watchdog.failure(wait=5)
             text = text or f"another rank is gone: killed, its machine off or its network cut ({_first_line(error)})"
         return RankError(f"{self.peers[self.launch.rank]} is ended, because {text}.", seen=text) if text else None
@@ -200,6 +200,21 @@ class Group:
             closing = threading.Thread(target=_destroy, name="xpu-close", daemon=True)
             closing.start()
             closing.join(_UNTIL_CLOSED)
+
+
+def of_worker(error: Exception) -> XPUTrainerError:
+    """Return an error that ends a process which Ultralytics started as one that its parent can raise."""
+    if isinstance(error, XPUTrainerError):
+        return error
+    seen = type(error).__name__
+    if _is_cut(error):
+        return RankError(f"Another rank is gone: killed, or ended by an error ({_first_line(error)})", seen=seen)
+    return WorkerError(f"{seen}: {error}", seen=seen)
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank can't be reached."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CUT)
 
 
 def _come_together(launch: Launch, timeout: float) -> None:

@@ -28,7 +28,7 @@ from .errors import DeviceError, OptionValueError, RankError, RunUnderWayError, 
 from .options import Options
 from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
-from .process_group import Group, Peer, first_all_reduce, watch
+from .process_group import Group, Peer, first_all_reduce, of_worker, watch
 from .ranks import CHILD_VARIABLE, RANK_TIMEOUT, launched
 from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings, state_of
@@ -301,8 +301,9 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 self._around("xpu_around_run"),
             ):
                 return super().train()
-        except XPUTrainerError as error:
-            hand_up(error)
+        except Exception as error:
+            if self.xpu.world_size > 1 or isinstance(error, XPUTrainerError):
+                hand_up(of_worker(error))
             raise
         finally:
             if self.xpu.watchdog is not None:
