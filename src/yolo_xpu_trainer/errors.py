@@ -15,7 +15,7 @@
     ├── WrongResultsError       the XPU computes something wrongly that every training needs
     ├── CollectivesError (also a RuntimeError)   the processes of a run on several XPUs can't compute together
     ├── RankError (also a RuntimeError)          another process of a run on several XPUs failed, or is gone
-    ├── WorkerError (also a RuntimeError)        a process of a run on several XPUs was ended by an error of another type
+    ├── WorkerError (also a RuntimeError)        an error of another type ended a process of a run on several XPUs
     ├── RunFolderInUseError     another process trains in the folder that a run would write into
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task

@@ -185,8 +185,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             if self._amp is not None:
                 self.args.amp = self._amp if knows_named_precisions() else self._amp != "fp32"
             return
-        if self._group is None and not self._has_own_process_group():
-            devices.check_collectives(indices)
+        if self._group is None:
+            self._check_alone(indices)
         options = Options.resolve(declared_options(), self._given, saved.get("options", {}))
         recovery = Recovery(lambda: options[STRICT])
         asking = hooks(options[PLUGINS], recovery)
@@ -206,6 +206,26 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
+
+    def _check_alone(self, indices: tuple[int, ...]) -> None:
+        """See that a run whose processes didn't come together here needn't, or does so by itself.
+
+        Raises:
+            DeviceError: A launcher started the processes, and each would train alone.
+            NoXCCLError: There are several XPUs, and no collectives for them.
+        """
+        if not self._has_own_process_group():
+            devices.check_collectives(indices)
+        elif len(indices) == 1 and (launch := launched()):
+            name = type(self).__name__
+            raise DeviceError(
+                f"A launcher started {launch.world_size} processes, and {name} sets up their group by a `_setup_ddp` "
+                f"of its own, which Ultralytics calls only where `device` names several GPUs; with "
+                f"device={self.args.device!r} each process would train alone, in the same folder. Name the XPU of "
+                f"each process of this machine, such as device='xpu:0,1', or take `_setup_ddp` out of {name}.",
+                requested=self.args.device,
+                seen=devices.describe(),
+            )
 
     def _has_own_process_group(self) -> bool:
         """Whether a user's class sets up the processes of a DDP run, with a backend of its choice."""

@@ -24,6 +24,7 @@ from yolo_xpu_trainer.errors import (
     NoSuchXPUError,
     NoXCCLError,
     NoXPUError,
+    OptionValueError,
     UnknownDeviceError,
     WrongBuildError,
     XPUTrainerError,
@@ -237,6 +238,19 @@ def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(buil
     assert build("xpu:1").device == torch.device("xpu", 1)
 
 
+@two_xpus
+def test_several_xpus_share_a_batch_or_say_why_they_can_not(
+    build: Build, log: list[logging.LogRecord], xpu: torch.device
+) -> None:
+    with pytest.raises(OptionValueError, match=r"batch=1 can't be shared by 2 GPUs.*such as batch=16"):
+        build("xpu:0,1", batch=1, data="does-not-exist.yaml")
+    build("xpu:0,1", batch=4)
+    assert not [record for record in log if "batch=" in record.getMessage()]
+    build("xpu:0,1", batch=5)
+    (said,) = [record for record in log if "batch=" in record.getMessage()]
+    assert "each trains on 2, so that a step has 4 images" in said.getMessage()
+
+
 class Gloo(DetectionTrainer):
     def _setup_ddp(self, *args: Any) -> None:
         """Set up the processes with another backend."""
@@ -258,6 +272,9 @@ def test_so_is_one_whose_processes_a_launcher_started(build: Build, monkeypatch:
     trainer = build("xpu:0,1", trainer=OverGloo)
     assert trainer._group is None
     assert not torch.distributed.is_initialized()
+    for asked in ("xpu", "xpu:1", None):
+        with pytest.raises(DeviceError, match=r"each process would train alone.* such as device='xpu:0,1'"):
+            build(asked, trainer=OverGloo)
 
 
 # Requests that can't be met. They are refused before any data is looked for.
