@@ -245,9 +245,9 @@ def test_several_xpus_share_a_batch_or_say_why_they_can_not(
     with pytest.raises(OptionValueError, match=r"batch=1 can't be shared by 2 GPUs.*such as batch=16"):
         build("xpu:0,1", batch=1, data="does-not-exist.yaml")
     build("xpu:0,1", batch=4)
-    assert not [record for record in log if "batch=" in record.getMessage()]
+    assert not [record for record in log if "XPU: batch=" in record.getMessage()]
     build("xpu:0,1", batch=5)
-    (said,) = [record for record in log if "batch=" in record.getMessage()]
+    (said,) = [record for record in log if "XPU: batch=" in record.getMessage()]
     assert "each trains on 2, so that a step has 4 images" in said.getMessage()
 
 
