@@ -364,12 +364,14 @@ if __name__ == "__main__":
 """
 
 
-def several(folder: Path, ranks: int, trainings: list[dict[str, Any]], profile: str) -> tuple[list[list[Any]], str]:
+def several(
+    folder: Path, ranks: int, trainings: list[dict[str, Any]], profile: str, **variables: str
+) -> tuple[list[list[Any]], str]:
     """Train one after the other in the same processes; return what each rank saw of each, and what they printed."""
     (command,) = torchrun(ranks)
     script = folder / "several.py"
     script.write_text(SEVERAL)
-    ended = launch(folder, [[*command, str(script), json.dumps(trainings)]], profiles=(profile,))
+    ended = launch(folder, [[*command, str(script), json.dumps(trainings)]], profiles=(profile,), **variables)
     assert ended.statuses == [0], ended.outputs
     return [json.loads((folder / f"several{rank}.json").read_text()) for rank in range(ranks)], ended.outputs[0]
 
@@ -406,6 +408,20 @@ def test_eight_ranks_end_with_the_same_weights_and_count_each_object_once(data: 
     labels = Path(data("detect")).parent / "labels" / "val"
     # Two images a batch of validation: four ranks have none.
     assert seen[0][0]["objects"] == sum(len(path.read_text().splitlines()) for path in labels.glob("*.txt"))
+
+
+def test_two_gpus_without_xccl_train_by_way_of_the_host_where_that_is_asked_for(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    training = {"model": model_of("detect"), "data": data("detect"), "imgsz": 32, "batch": 4}
+    trainings = [training, {**training, "xpu_gloo": True}]
+    seen, said = several(tmp_path, 2, trainings, "max-1550", XPU_SIMULATOR_FAULTS="no_xccl")
+    for refused, trained in seen:
+        assert refused["error"].startswith("NoXCCLError: Asked for xpu:")
+        assert "xpu_gloo=True" in refused["error"]
+        assert trained["equal"]
+        assert trained["changed"]
+    assert said.count("gradients by way of the host (gloo)") == 1
 
 
 @pytest.fixture
