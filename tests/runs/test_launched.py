@@ -344,6 +344,8 @@ def train(model, **arguments):
         seen["images"] = trainer.train_loader.batch_size
         seen["rect"] = getattr(trainer.train_loader.dataset, "rect", None)
         seen["folder"] = trainer.save_dir.name
+        seen["sum"] = float(mine.double().sum())
+        seen["static"], seen["views"] = trainer.model.static_graph, trainer.model.gradient_as_bucket_view
 
     yolo = YOLO(model)
     yolo.add_callback("on_train_start", before)
@@ -394,6 +396,8 @@ def test_every_task_trains_on_two_gpus_with_options_that_they_must_share(data: T
             assert one["changed"], trainings[number]
             assert one["images"] == 2
             assert not one["rect"]
+            assert one["views"]
+        assert [one["static"] for one in rank[:5]] == [False, False, True, False, False]
         assert len({one["folder"] for one in rank[:5]}) == 5
         assert rank[5]["error"].startswith("OptionValueError: batch=1 can't be shared by 2 GPUs: each of them")
         assert rank[6]["error"].startswith("OptionValueError: batch=-1 can't be shared by 2 GPUs: AutoBatch")
@@ -413,15 +417,19 @@ def test_eight_ranks_end_with_the_same_weights_and_count_each_object_once(data: 
 def test_two_gpus_without_xccl_train_by_way_of_the_host_where_that_is_asked_for(
     data: TrainingData, tmp_path: Path
 ) -> None:
-    training = {"model": model_of("detect"), "data": data("detect"), "imgsz": 32, "batch": 4}
-    trainings = [training, {**training, "xpu_gloo": True}]
+    training = {"model": model_of("detect"), "data": data("detect"), "imgsz": 32, "batch": 4, "amp": False}
+    by_host = {**training, "xpu_gloo": True}
+    trainings = [training, by_host, {**by_host, "xpu_bf16_gradients": True}]
     seen, said = several(tmp_path, 2, trainings, "max-1550", XPU_SIMULATOR_FAULTS="no_xccl")
-    for refused, trained in seen:
+    for refused, trained, rounded in seen:
         assert refused["error"].startswith("NoXCCLError: Asked for xpu:")
         assert "xpu_gloo=True" in refused["error"]
         assert trained["equal"]
         assert trained["changed"]
-    assert said.count("gradients by way of the host (gloo)") == 1
+        assert rounded["equal"]
+        assert 0 < abs(rounded["sum"] - trained["sum"]) < 1e-3 * abs(trained["sum"])
+    assert said.count("gradients by way of the host (gloo)") == 2
+    assert said.count("gradients exchanged in bf16") == 1
 
 
 @pytest.fixture
