@@ -56,7 +56,7 @@ def _group_class() -> Any:
         """
 
         def __init__(self, gloo: Any) -> None:
-            super().__init__(gloo.rank(), gloo.size())
+            super().__init__(gloo.rank(), gloo.size())  # type: ignore[call-arg]
             self._gloo = gloo
 
         def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name

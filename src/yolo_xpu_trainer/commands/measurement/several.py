@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import AtomicPath
-from .cases import Case, Device, Implementation, Window
+from .cases import WINDOW_SECONDS, Case, Device, Implementation, Window
 
 __all__ = ["main", "train"]
 
@@ -102,18 +102,17 @@ def main(directory: str) -> None:
     rank = int(os.environ["LOCAL_RANK"])
     device = Device(**{**asked["device"], "indices": tuple(asked["device"]["indices"])})
     case = Case("train", replace(device, index=device.indices[rank]), asked["precision"])
+    sizes = _Sizes(**asked["sizes"])
     job = timing.Job(
         model.load(asked["model"]),
-        _Sizes(**asked["sizes"]),
+        replace(sizes, steps=sys.maxsize) if rank else sizes,  # rank 0 ends the others with its window
         Path(asked["scratch"]),
         Path(asked["data"]),
         {},
         lambda: None,
         asked["arguments"],
-        seconds=timing.WINDOW_SECONDS if rank == 0 else math.inf,
+        seconds=WINDOW_SECONDS if rank == 0 else math.inf,
     )
-    if rank:  # rank 0 ends the others with its window
-        job = replace(job, settings=replace(job.settings, steps=sys.maxsize))
     ours = asked["implementation"] == "ours"
     try:
         with with_package() if ours else plain_ultralytics(), quiet():
