@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import devices, staging
-from .errors import CollectivesError, DuplicateDeviceError, RankError, WorkerError, XPUTrainerError
+from .errors import CollectivesError, DuplicateDeviceError, NoXCCLError, RankError, WorkerError, XPUTrainerError
 from .files import replacing
 from .ranks import Launch
 from .watchdog import Watchdog, end_process
@@ -212,9 +212,16 @@ def backend_for(indices: Sequence[int], world_size: int = 1, *, gloo: bool) -> s
         gloo: Whether by way of the host.
 
     Raises:
-        NoXCCLError: It is XCCL, which this PyTorch hasn't got.
+        NoXCCLError: This PyTorch hasn't got it.
     """
     if gloo:
+        if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+            raise NoXCCLError(
+                f"xpu_gloo=True asks for gradients by way of the host, but this PyTorch ({torch.__version__}) was built "
+                f"without gloo, which adds them up there. Use one device, device='xpu:{indices[0]}'.",
+                requested=list(indices),
+                seen=devices.describe(),
+            )
         return staging.register()
     devices.check_collectives(indices, world_size)
     return "xccl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -24,15 +25,17 @@ def register() -> str:
 
 
 def _create(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    return _group_class()(torch.distributed.ProcessGroupGloo(store, rank, size, timeout))
+    from torch._C._distributed_c10d import ProcessGroupGloo
+
+    return _group_class()(ProcessGroupGloo(store, rank, size, timeout))  # type: ignore[arg-type]
 
 
 def _group_class() -> Any:
     """Return the group's class: PyTorch's are there only where it was built with them."""
-    from torch.distributed import ProcessGroup, ReduceOp
-    from torch.distributed import Work as BaseWork
+    from torch._C._distributed_c10d import ProcessGroup, ReduceOp
+    from torch._C._distributed_c10d import Work as BaseWork
 
-    class Work(BaseWork):  # type: ignore[misc]
+    class Work(BaseWork):
         """An operation that is under way, until what came of it is on the device."""
 
         def __init__(self, future: Any) -> None:
@@ -58,6 +61,8 @@ def _group_class() -> Any:
         def __init__(self, gloo: Any) -> None:
             super().__init__(gloo.rank(), gloo.size())  # type: ignore[call-arg]
             self._gloo = gloo
+            # What is called from C++ loses its Python part in older releases unless that is referred to.
+            self._latest: deque[Any] = deque(maxlen=8)
 
         def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name
             return NAME
@@ -88,7 +93,9 @@ def _group_class() -> Any:
                             tensor.copy_(host)
                 return tree_leaves(args[0])
 
-            return Work(work.get_future().then(back))
+            under_way = Work(work.get_future().then(back))
+            self._latest.append(under_way)
+            return under_way
 
     def staged(name: str) -> Callable[..., Any]:
         def operation(self: Any, *args: Any) -> Any:

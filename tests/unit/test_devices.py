@@ -227,7 +227,9 @@ def without_xccl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @two_xpus
-def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(build: Build, without_xccl: None) -> None:
+def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(
+    build: Build, without_xccl: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NoXCCLError) as caught:
         build("xpu:0,1", data="does-not-exist.yaml")
     assert isinstance(caught.value, (DeviceError, RuntimeError))
@@ -236,6 +238,10 @@ def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(buil
     assert "since 2.8, on Linux" in str(caught.value)
     assert "https://download.pytorch.org/whl/xpu" in str(caught.value)
     assert build("xpu:1").device == torch.device("xpu", 1)
+    assert build("xpu:0,1", xpu_gloo=True).ddp
+    monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
+    with pytest.raises(NoXCCLError, match="built without gloo"):
+        build("xpu:0,1", xpu_gloo=True)
 
 
 @two_xpus
