@@ -217,7 +217,7 @@ def backend_for(indices: Sequence[int], world_size: int = 1, *, gloo: bool) -> s
     if gloo:
         if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
             raise NoXCCLError(
-                f"xpu_gloo=True asks for gradients by way of the host, but this PyTorch ({torch.__version__}) was built "
+                f"xpu_gloo=True sends gradients by way of the host, but this PyTorch ({torch.__version__}) was built "
                 f"without gloo, which adds them up there. Use one device, device='xpu:{indices[0]}'.",
                 requested=list(indices),
                 seen=devices.describe(),
