@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .errors import UnknownOptionError as UnknownOptionError
     from .errors import UnknownTrainerError as UnknownTrainerError
     from .errors import UsageError as UsageError
+    from .errors import WorkerError as WorkerError
     from .errors import WrongBuildError as WrongBuildError
     from .errors import WrongResultsError as WrongResultsError
     from .errors import XPUTrainerError as XPUTrainerError
@@ -99,6 +100,7 @@ _PUBLIC = {
         "UnknownOptionError",
         "UnknownTrainerError",
         "UsageError",
+        "WorkerError",
         "WrongBuildError",
         "WrongResultsError",
         "XPUTrainerError",

@@ -404,8 +404,9 @@ def check_collectives(indices: Sequence[int], world_size: int = 1) -> None:
     together = f" in {world_size} processes" if world_size > 1 else ""
     raise NoXCCLError(
         f"Asked for {asked}{together}, but this PyTorch ({torch.__version__}) was built without XCCL, by which XPUs "
-        f"train together. XPU builds have it since 2.8, on Linux. Use one device, device='xpu:{indices[0]}', or "
-        f"install a newer PyTorch there: `{XPU_WHEELS} --upgrade`.",
+        f"train together. XPU builds have it since 2.8, on Linux: `{XPU_WHEELS} --upgrade` installs a newer PyTorch "
+        f"there. Use one device, device='xpu:{indices[0]}', or xpu_gloo=True, which exchanges gradients by way of the "
+        "host and is slower.",
         requested=asked,
         seen=describe(),
     )

@@ -15,6 +15,7 @@
     ├── WrongResultsError       the XPU computes something wrongly that every training needs
     ├── CollectivesError (also a RuntimeError)   the processes of a run on several XPUs can't compute together
     ├── RankError (also a RuntimeError)          another process of a run on several XPUs failed, or is gone
+    ├── WorkerError (also a RuntimeError)        an error of another type ended a process of a run on several XPUs
     ├── RunFolderInUseError     another process trains in the folder that a run would write into
     ├── RunUnderWayError        another thread of this process trains on an XPU
     ├── UnknownTrainerError (also a ValueError)   no trainer of that name is registered for the model's task
@@ -50,6 +51,7 @@ __all__ = [
     "UnknownOptionError",
     "UnknownTrainerError",
     "UsageError",
+    "WorkerError",
     "WrongBuildError",
     "WrongResultsError",
     "XPUTrainerError",
@@ -178,6 +180,20 @@ class RankError(XPUTrainerError, RuntimeError):
     """
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h
+
+    def __init__(self, message: str, *, seen: str) -> None:
+        super().__init__(message)
+        self.seen = seen
+
+
+class WorkerError(XPUTrainerError, RuntimeError):
+    """A process that Ultralytics started for one of a run's XPUs was ended by an error that isn't of this package.
+
+    Attributes:
+        seen: The error's type.
+    """
+
+    exit_status = 1
 
     def __init__(self, message: str, *, seen: str) -> None:
         super().__init__(message)

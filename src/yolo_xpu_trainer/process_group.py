@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from . import devices
-from .errors import CollectivesError, DuplicateDeviceError, RankError
+from . import devices, staging
+from .errors import CollectivesError, DuplicateDeviceError, NoXCCLError, RankError, WorkerError, XPUTrainerError
 from .files import replacing
 from .ranks import Launch
 from .watchdog import Watchdog, end_process
 
-__all__ = ["Group", "Peer", "first_all_reduce", "watch"]
+__all__ = ["Group", "Peer", "backend_for", "first_all_reduce", "join_as_worker", "of_worker", "watch"]
 
 _NAME = "yolo-xpu/group"
 _FIRST = 180.0  # seconds that a first all-reduce may take, in which kernels are built and connections made
@@ -76,13 +76,14 @@ class Group:
         watchdog: What ends this one where another one doesn't get on.
     """
 
-    def __init__(self, launch: Launch, device: devices.DeviceInfo, timeout: float) -> None:
+    def __init__(self, launch: Launch, device: devices.DeviceInfo, timeout: float, backend: str = "xccl") -> None:
         """Come together with the other processes.
 
         Args:
             launch: Which process this is.
             device: Its XPU.
             timeout: How long, in seconds, to wait for the others, now and in each collective operation.
+            backend: What `torch.distributed` calls that by which they compute together.
 
         Raises:
             CollectivesError: They don't come together.
@@ -95,7 +96,7 @@ class Group:
         self._handler = _raise_at_sigterm()
         try:
             if self._own:
-                _come_together(launch, timeout)
+                _come_together(launch, timeout, backend)
             first_all_reduce(device.device, timeout)
             masks = " ".join(f"{name}={os.environ[name]}" for name in _MASKS if os.environ.get(name))
             host = socket.gethostname()
@@ -173,7 +174,7 @@ class Group:
         if self.watchdog is None or isinstance(error, RankError):
             return None
         text = self.watchdog.failure(wait=3 if isinstance(error, _TerminatedError) else 0)
-        if not text and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CUT):
+        if not text and _is_cut(error):
             text = self.watchdog.failure(wait=5)
             text = text or f"another rank is gone: killed, its machine off or its network cut ({_first_line(error)})"
         return RankError(f"{self.peers[self.launch.rank]} is ended, because {text}.", seen=text) if text else None
@@ -202,7 +203,59 @@ class Group:
             closing.join(_UNTIL_CLOSED)
 
 
-def _come_together(launch: Launch, timeout: float) -> None:
+def backend_for(indices: Sequence[int], world_size: int = 1, *, gloo: bool) -> str:
+    """Return what `torch.distributed` calls that by which XPUs compute together here.
+
+    Args:
+        indices: The XPUs of a run.
+        world_size: How many processes it has by now.
+        gloo: Whether by way of the host.
+
+    Raises:
+        NoXCCLError: This PyTorch hasn't got it.
+    """
+    if gloo:
+        if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+            raise NoXCCLError(
+                f"xpu_gloo=True sends gradients by way of the host, but this PyTorch ({torch.__version__}) was built "
+                f"without gloo, which adds them up there. Use one device, device='xpu:{indices[0]}'.",
+                requested=list(indices),
+                seen=devices.describe(),
+            )
+        return staging.register()
+    devices.check_collectives(indices, world_size)
+    return "xccl"
+
+
+def join_as_worker(index: int, world_size: int, backend: str) -> None:
+    """Join the others, in a process that Ultralytics started, as `BaseTrainer._setup_ddp` does for CUDA devices.
+
+    Args:
+        index: This process's XPU.
+        world_size: How many processes there are.
+        backend: What `backend_for` returned.
+    """
+    torch.xpu.set_device(index)
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group(backend, timeout=timedelta(hours=3), rank=rank, world_size=world_size)
+
+
+def of_worker(error: Exception) -> XPUTrainerError:
+    """Return an error that ends a process which Ultralytics started as one that its parent can raise."""
+    if isinstance(error, XPUTrainerError):
+        return error
+    seen = type(error).__name__
+    if _is_cut(error):
+        return RankError(f"Another rank is gone: killed, or ended by an error ({_first_line(error)})", seen=seen)
+    return WorkerError(f"{seen}: {error}", seen=seen)
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank can't be reached."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CUT)
+
+
+def _come_together(launch: Launch, timeout: float, backend: str) -> None:
     """Open the process group, or say in one paragraph why that can't be.
 
     Raises:
@@ -210,7 +263,7 @@ def _come_together(launch: Launch, timeout: float) -> None:
     """
     together = timedelta(seconds=min(timeout + _LONGER, _TOGETHER))
     try:
-        _init(launch, together, timedelta(seconds=timeout + _LONGER))
+        _init(launch, together, timedelta(seconds=timeout + _LONGER), backend)
     except (RuntimeError, ValueError) as error:  # a ValueError where the address isn't set, or isn't one
         raise CollectivesError(
             f"Rank {launch.rank} of {launch.world_size} can't come together with the others by "
@@ -220,7 +273,7 @@ def _come_together(launch: Launch, timeout: float) -> None:
         ) from error
 
 
-def _init(launch: Launch, together: timedelta, timeout: timedelta) -> None:
+def _init(launch: Launch, together: timedelta, timeout: timedelta, backend: str) -> None:
     """Open the process group, by keys that no earlier one has used.
 
     A torchrun that starts its processes again keeps their store, in which a rank would find where another one could be
@@ -252,7 +305,7 @@ def _init(launch: Launch, together: timedelta, timeout: timedelta) -> None:
         time.sleep(0.05)
     store.set_timeout(timeout)
     store = torch.distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group("xccl", timeout=timeout, store=store, rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
 
 
 def _destroy() -> None:

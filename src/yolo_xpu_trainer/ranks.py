@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .options import Option
 
-__all__ = ["CHILD_VARIABLE", "RANK_TIMEOUT", "Launch", "launched"]
+__all__ = ["CHILD_VARIABLE", "GLOO", "RANK_TIMEOUT", "Launch", "launched"]
 
 CHILD_VARIABLE = "YOLO_XPU_CHILD"  # says that the other variables were handed down, and say more than `amp=True`
 
@@ -16,6 +16,13 @@ RANK_TIMEOUT = Option(
     10800,
     "how long, in seconds, the processes of a run on several GPUs wait for each other before all of them are ended",
     least=1,
+)
+
+GLOO = Option(
+    "gloo",
+    False,
+    "several GPUs exchange gradients by way of the host, with gloo: slower, and possible where PyTorch has no XCCL, as "
+    "on Windows",
 )
 
 

@@ -28,8 +28,8 @@ from .errors import DeviceError, OptionValueError, RankError, RunUnderWayError, 
 from .options import Options
 from .patches import Patch, applied
 from .plugins import PLUGINS, Hooks, declared_options, hooks
-from .process_group import Group, Peer, first_all_reduce, watch
-from .ranks import CHILD_VARIABLE, RANK_TIMEOUT, launched
+from .process_group import Group, Peer, backend_for, first_all_reduce, join_as_worker, of_worker, watch
+from .ranks import CHILD_VARIABLE, GLOO, RANK_TIMEOUT, launched
 from .recovery import STRICT, Recovery
 from .run import AMP_VARIABLE, AUTO, Precision, Run, saved_settings, state_of
 from .seams import seams
@@ -145,8 +145,8 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         index = devices.of_rank(asked, launch.local_rank, prefer_xpu=not self.automatic)
         if index is None:
             return None
-        devices.check_collectives((index,), launch.world_size)
-        return Group(launch, devices.info(index), RANK_TIMEOUT.current())
+        backend = backend_for((index,), launch.world_size, gloo=GLOO.current())
+        return Group(launch, devices.info(index), RANK_TIMEOUT.current(), backend)
 
     @contextmanager
     def _together(self, *, to_the_end: bool = False) -> Iterator[None]:
@@ -185,9 +185,9 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
             if self._amp is not None:
                 self.args.amp = self._amp if knows_named_precisions() else self._amp != "fp32"
             return
-        if self._group is None and not self._has_own_process_group():
-            devices.check_collectives(indices)
         options = Options.resolve(declared_options(), self._given, saved.get("options", {}))
+        if self._group is None:
+            self._check_alone(indices, gloo=options[GLOO])
         recovery = Recovery(lambda: options[STRICT])
         asking = hooks(options[PLUGINS], recovery)
         precision = self._decide_precision(asking, indices, saved)
@@ -206,6 +206,26 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
         self.args.amp = precision.dtype is not None
+
+    def _check_alone(self, indices: tuple[int, ...], *, gloo: bool) -> None:
+        """See that a run whose processes didn't come together here needn't, or does so by itself.
+
+        Raises:
+            DeviceError: A launcher started the processes, and each would train alone.
+            NoXCCLError: There are several XPUs, and no collectives for them.
+        """
+        if not self._has_own_process_group():
+            backend_for(indices, gloo=gloo)
+        elif len(indices) == 1 and (launch := launched()):
+            name = type(self).__name__
+            raise DeviceError(
+                f"A launcher started {launch.world_size} processes, and {name} sets up their group by a `_setup_ddp` "
+                f"of its own, which Ultralytics calls only where `device` names several GPUs; with "
+                f"device={self.args.device!r} each process would train alone, in the same folder. Name the XPU of "
+                f"each process of this machine, such as device='xpu:0,1', or take `_setup_ddp` out of {name}.",
+                requested=self.args.device,
+                seen=devices.describe(),
+            )
 
     def _has_own_process_group(self) -> bool:
         """Whether a user's class sets up the processes of a DDP run, with a backend of its choice."""
@@ -301,8 +321,9 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
                 self._around("xpu_around_run"),
             ):
                 return super().train()
-        except XPUTrainerError as error:
-            hand_up(error)
+        except Exception as error:
+            if self.xpu.world_size > 1 or isinstance(error, XPUTrainerError):
+                hand_up(of_worker(error))
             raise
         finally:
             if self.xpu.watchdog is not None:
@@ -334,13 +355,19 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
     def _setup_ddp(self, *args: Any) -> None:
         if self._group is not None:  # which is open, and whose device is set
             return
-        if self.xpu is None or knows_accelerators():
+        own = self._has_own_process_group()
+        if self.xpu is None or own or (knows_accelerators() and not self.xpu.options[GLOO]):
             super()._setup_ddp(*args)
         else:
-            legacy.setup_ddp(self)
+            if not knows_accelerators():
+                legacy.check_order(self)
+            index = self.xpu.indices[int(os.environ["LOCAL_RANK"])]
+            backend = backend_for(self.xpu.indices, gloo=self.xpu.options[GLOO])
+            join_as_worker(index, self.xpu.world_size, backend)
+            self.device = torch.device("xpu", index)
         if self.xpu is not None:
             self.xpu.move_to(self.device.index)
-            if not self._has_own_process_group():
+            if not own:
                 self._watch_the_others(self.xpu)
 
     def _watch_the_others(self, run: Run) -> None:

@@ -3,7 +3,8 @@
 Everything but the host's time is counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
 is at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch, in bf16 (plain Ultralytics: fp16)
 and in fp32; the second epoch counts. The peaks of memory are those of another training, at each of its moments.
-`--versions` compares what ours does on older versions of Ultralytics with what it does on the installed one.
+`--versions` compares what ours does on older versions of Ultralytics with what it does on the installed one, `--ranks`
+what a step of two ranks does beside plain Ultralytics' own two, on two simulated XPUs.
 """
 
 from __future__ import annotations
@@ -161,12 +162,36 @@ def by_version(versions: list[str], optimizers: list[str], console: Console) -> 
     return 1 if failures else 0
 
 
+def by_ranks(cases: list[Case], console: Console) -> int:
+    """Print what a step of two ranks does, and fail where ours does more than plain Ultralytics."""
+    from ..datasets import WRITERS
+    from .ranks import HEADINGS, cells, lost, step
+
+    table = Table(*HEADINGS)
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        prepare(Path(scratch))
+        for case in cases:
+            target = Path(scratch, case.task)
+            target.mkdir(exist_ok=True)
+            data = str(WRITERS[case.task](target, images=16))  # type: ignore[call-arg]
+            plain, ours = (step(case, data, ours=of_ours) for of_ours in (False, True))
+            table.add_row(str(case), *cells(plain, ours))
+            failures += lost(case, plain, ours)
+    console.print(table)
+    for line in failures:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    print(f"{len(cases)} cases, {len(failures)} goals lost")
+    return 1 if failures else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(case.model for case in CASES)))
     parser.add_argument("--optimizers", nargs="+", default=["AdamW", "MuSGD"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--versions", nargs="*", help="of Ultralytics; alone: a sample", metavar="VERSION")
+    parser.add_argument("--ranks", action="store_true", help="count the steps of two ranks, and nothing else")
     parser.add_argument("--untimed", action="store_true", help="leave the host's time out")
     parser.add_argument(
         "--lines", action="store_true", help="name the lines that wait or copy, and the moments' memory"
@@ -176,6 +201,13 @@ def main() -> int:
     console = Console(width=None if os.isatty(1) else 200)
     if args.versions is not None:
         return by_version(args.versions, args.optimizers, console)
+    cases = [
+        case
+        for case in CASES
+        if case.model in args.models and case.optimizer in args.optimizers and case.precision in args.precisions
+    ]
+    if args.ranks:
+        return by_ranks(cases, console)
     failures: list[str] = []
     table = Table(*HEADINGS)
     rows: list[list[str]] = []
@@ -190,11 +222,6 @@ def main() -> int:
 
         batch_bytes = SETTINGS["batch"] * 3 * SETTINGS["imgsz"] ** 2
         data: dict[str, str] = {}
-        cases = [
-            case
-            for case in CASES
-            if case.model in args.models and case.optimizer in args.optimizers and case.precision in args.precisions
-        ]
         for case in progress.track(cases, description="training"):
             if case.task not in data:
                 target = directory / case.task

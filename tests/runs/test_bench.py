@@ -20,10 +20,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from ultralytics.utils.torch_utils import unset_deterministic
 
+import xpu_simulator
 from xpu_simulator import faults
 from yolo_xpu_trainer.activation import process_patches
 from yolo_xpu_trainer.commands import main
@@ -31,7 +33,7 @@ from yolo_xpu_trainer.commands.bench import measuring, settings
 from yolo_xpu_trainer.commands.bench.output import as_json, figure, markdown, table
 from yolo_xpu_trainer.commands.bench.results import Case, Device, Report, Result, Window
 from yolo_xpu_trainer.commands.measurement import data as synthetic_data
-from yolo_xpu_trainer.commands.measurement import telemetry, timers, timing
+from yolo_xpu_trainer.commands.measurement import several, telemetry, timers, timing
 from yolo_xpu_trainer.commands.measurement.isolation import first_line, plain_ultralytics, quiet, with_package
 from yolo_xpu_trainer.policies import compile as compiling
 
@@ -206,6 +208,38 @@ def test_run_on_xpu(xpu: torch.device, short: None, tmp_path: Path) -> None:
     report = read(tmp_path / "out")
     assert {result["status"] for result in report["results"] if result["implementation"] == "ours"} == {"measured"}
     assert not any(result["status"] == "failed" for result in report["results"])
+
+
+@pytest.mark.xpu_profile("max-1550")
+@pytest.mark.skipif(torch._C._has_xpu and not xpu_simulator.is_active(), reason="two simulated XPUs are needed")
+@pytest.mark.needs("torch.distributed.is_xccl_available")
+def test_several_xpus_are_compared_with_the_first_one_alone(
+    xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPU_SIMULATOR", "max-1550")  # in their processes
+    arguments = ["--devices", "xpu:0,1", "--precision", "fp32", "--batch", "4", "--steps", "2", "--output", "out"]
+    assert main([*TINY, *arguments]) == 0
+    report = read(tmp_path / "out")
+    found = by_case(report)
+    assert ("infer", "xpu:0,1", "fp32", "ours") not in found
+    for code in ("plain", "ours"):
+        alone, together = (found["train", name, "fp32", code] for name in ("xpu:0", "xpu:0,1"))
+        assert together["status"] == "measured", together["reason"]
+        (window,) = together["windows"]
+        assert window["images"] == 8 * window["steps"]
+        assert window["optimizer_steps"] == [window["steps"] // 8] * 2
+        expected = together["images_per_second"]["median"] / alone["images_per_second"]["median"]
+        assert together["scaling"] == pytest.approx(expected)
+        assert alone["scaling"] is None
+        assert any(note.startswith(f"{code} train xpu:0,1 fp32: {expected:.2f} times") for note in report["notes"])
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "torch.distributed.run" in child.cmdline()]
+
+
+def test_an_error_of_several_xpus_is_their_result() -> None:
+    lines = ["[rank0]: Traceback", "[rank0]: ValueError: no such data", "torch.distributed.ChildFailedError: "]
+    assert several._why("\n".join(lines)) == "ValueError: no such data"
+    assert several._why("") == "its processes didn't come to an end"
 
 
 def test_out_of_memory_is_a_failure(

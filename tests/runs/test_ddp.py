@@ -262,7 +262,7 @@ from xpu_simulator import faults
 
 def fail(trainer):
     if os.environ["RANK"] == os.environ["FAILING_RANK"] and trainer.epoch == 1:
-        faults.{fault}
+        {fault}
 
 
 if __name__ == "__main__":
@@ -278,15 +278,19 @@ if __name__ == "__main__":
 """
 
 
+_ON_DEVICE = ["xpu:{rank} Intel Data Center GPU Max 1550", "go on with `yolo train resume=True model={last}"]
+
+
 @pytest.mark.parametrize(
-    ("fault", "rank", "expected"),
+    ("fault", "rank", "expected", "said"),
     [
-        ("device_lost()", "1", "DeviceLostError"),
-        ("out_of_memory(text=faults.OUT_OF_RESOURCES)", "0", "NotEnoughMemoryError"),
+        ("faults.device_lost()", "1", "DeviceLostError", _ON_DEVICE),
+        ("faults.out_of_memory(text=faults.OUT_OF_RESOURCES)", "0", "NotEnoughMemoryError", _ON_DEVICE),
+        ("raise ValueError('a broken label')", "1", "WorkerError", ["ValueError: a broken label"]),
     ],
 )
 def test_an_error_on_one_rank_ends_all_of_them_with_that_ranks_message(
-    data: TrainingData, tmp_path: Path, fault: str, rank: str, expected: str
+    data: TrainingData, tmp_path: Path, fault: str, rank: str, expected: str, said: list[str]
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(FAILING.format(fault=fault))
@@ -301,8 +305,8 @@ def test_an_error_on_one_rank_ends_all_of_them_with_that_ranks_message(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
     last = tmp_path / "run" / "weights" / "last.pt"
     assert line.startswith(f"ENDED {expected} ")
-    assert f"xpu:{rank} Intel Data Center GPU Max 1550" in line
-    assert f"go on with `yolo train resume=True model={last}" in line
+    for phrase in said:
+        assert phrase.format(rank=rank, last=last) in line
     assert line.endswith(f"(rank {rank})")
     assert torch.load(last, weights_only=False)["epoch"] == 0
     assert _left(tmp_path) == []

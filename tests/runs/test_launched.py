@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -16,10 +17,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 import xpu_simulator
 
 from ..conftest import Train, TrainingData
+from ..training import model_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -307,6 +310,126 @@ def test_a_rank_that_hangs_is_named_and_an_error_of_one_ends_all_with_its_messag
     assert torch.load(last / "weights" / "last.pt", weights_only=False)["epoch"] == 0
     assert not left_behind(tmp_path)
     assert ended.seconds < 110
+
+
+SEVERAL = """
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from ultralytics import YOLO
+
+HERE = Path(__file__).parent
+RANK = int(os.environ["RANK"])
+
+
+def weights(trainer):
+    model = getattr(trainer.model, "module", trainer.model)
+    return torch.cat([p.detach().float().cpu().flatten() for p in model.parameters()])
+
+
+def train(model, **arguments):
+    seen = {}
+
+    def before(trainer):
+        seen["before"] = weights(trainer)
+
+    def after(trainer):
+        mine = weights(trainer)
+        everyones = trainer.xpu.group.gather(mine)
+        seen["equal"] = all(torch.equal(mine, other) for other in everyones)
+        seen["changed"] = not torch.equal(mine, seen.pop("before"))
+        seen["images"] = trainer.train_loader.batch_size
+        seen["rect"] = getattr(trainer.train_loader.dataset, "rect", None)
+        seen["folder"] = trainer.save_dir.name
+        seen["sum"] = float(mine.double().sum())
+        seen["static"], seen["views"] = trainer.model.static_graph, trainer.model.gradient_as_bucket_view
+
+    yolo = YOLO(model)
+    yolo.add_callback("on_train_start", before)
+    yolo.add_callback("on_train_epoch_end", after)
+    try:
+        results = yolo.train(trainer="xpu", device="xpu", epochs=1, workers=0, plots=False, **arguments)
+        if RANK == 0 and hasattr(results, "nt_per_class"):
+            seen["objects"] = int(results.nt_per_class.sum())
+    except Exception as error:
+        seen["error"] = f"{type(error).__name__}: {error}"
+    return seen
+
+
+if __name__ == "__main__":
+    project = sys.argv[2].partition("=")[2]
+    seen = [train(project=project, **one) for one in json.loads(sys.argv[1])]
+    (HERE / f"several{RANK}.json").write_text(json.dumps(seen))
+"""
+
+
+def several(
+    folder: Path, ranks: int, trainings: list[dict[str, Any]], profile: str, **variables: str
+) -> tuple[list[list[Any]], str]:
+    """Train one after the other in the same processes; return what each rank saw of each, and what they printed."""
+    (command,) = torchrun(ranks)
+    script = folder / "several.py"
+    script.write_text(SEVERAL)
+    ended = launch(folder, [[*command, str(script), json.dumps(trainings)]], profiles=(profile,), **variables)
+    assert ended.statuses == [0], ended.outputs
+    return [json.loads((folder / f"several{rank}.json").read_text()) for rank in range(ranks)], ended.outputs[0]
+
+
+def test_every_task_trains_on_two_gpus_with_options_that_they_must_share(data: TrainingData, tmp_path: Path) -> None:
+    ordinary = {"imgsz": 64, "batch": 4, "name": "run"}
+    trainings = [
+        {"model": model_of(task), "data": data(task), **ordinary}
+        for task in ("detect", "segment", "classify", "pose", "obb")
+    ]
+    scale = True if DEFAULT_CFG_DICT["multi_scale"] is False else 0.5
+    trainings[0] |= {"batch": 5, "cache": "ram", "multi_scale": scale}
+    trainings[1] |= {"rect": True}
+    trainings.append({**trainings[0], "batch": 1})
+    trainings.append({**trainings[0], "batch": -1})
+    seen, said = several(tmp_path, 2, trainings, "max-1550")
+    for rank in seen:
+        for number, one in enumerate(rank[:5]):
+            assert one["equal"], trainings[number]
+            assert one["changed"], trainings[number]
+            assert one["images"] == 2
+            assert not one["rect"]
+            assert one["views"]
+        assert [one["static"] for one in rank[:5]] == [False, False, True, False, False]
+        assert len({one["folder"] for one in rank[:5]}) == 5
+        assert rank[5]["error"].startswith("OptionValueError: batch=1 can't be shared by 2 GPUs: each of them")
+        assert rank[6]["error"].startswith("OptionValueError: batch=-1 can't be shared by 2 GPUs: AutoBatch")
+    assert said.count("batch=5 isn't a multiple of 2 GPUs: each trains on 2, so that a step has 4 images.") == 1
+    assert said.count("training with rect=False") == 1
+
+
+def test_eight_ranks_end_with_the_same_weights_and_count_each_object_once(data: TrainingData, tmp_path: Path) -> None:
+    training = {"model": model_of("detect"), "data": data("detect"), "imgsz": 64, "batch": 8}
+    seen, _ = several(tmp_path, 8, [training], "max-1550-x6")
+    assert all(rank[0]["equal"] and rank[0]["changed"] for rank in seen)
+    labels = Path(data("detect")).parent / "labels" / "val"
+    # Two images a batch of validation: four ranks have none.
+    assert seen[0][0]["objects"] == sum(len(path.read_text().splitlines()) for path in labels.glob("*.txt"))
+
+
+def test_two_gpus_without_xccl_train_by_way_of_the_host_where_that_is_asked_for(
+    data: TrainingData, tmp_path: Path
+) -> None:
+    training = {"model": model_of("detect"), "data": data("detect"), "imgsz": 32, "batch": 4, "amp": False}
+    by_host = {**training, "xpu_gloo": True}
+    trainings = [training, by_host, {**by_host, "xpu_bf16_gradients": True}]
+    seen, said = several(tmp_path, 2, trainings, "max-1550", XPU_SIMULATOR_FAULTS="no_xccl")
+    for refused, trained, rounded in seen:
+        assert refused["error"].startswith("NoXCCLError: Asked for xpu:")
+        assert "xpu_gloo=True" in refused["error"]
+        assert trained["equal"]
+        assert trained["changed"]
+        assert rounded["equal"]
+        assert 0 < abs(rounded["sum"] - trained["sum"]) < 1e-3 * abs(trained["sum"])
+    assert said.count("gradients by way of the host (gloo)") == 2
+    assert said.count("gradients exchanged in bf16") == 1
 
 
 @pytest.fixture

@@ -134,7 +134,11 @@ def test_a_run_goes_on_without_a_policy_whose_replacement_fails(
     assert len(warned) <= 1
     assert all(f"the policy {policy!r} failed" in warning for warning in warned)
     of_other_models = ("distilled_forward", "max_of_losses")
-    called = policy not in ("amp_check", "autobatch", "ranks") and name not in of_other_models and patch.is_needed()
+    called = (
+        policy not in ("amp_check", "autobatch", "gradients", "ranks")
+        and name not in of_other_models
+        and patch.is_needed()
+    )
     assert bool(warned) is called
 
 

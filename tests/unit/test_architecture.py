@@ -20,7 +20,7 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
     {"errors", "files", "launchers", "transfer", "versions", "patches", "host_kernels", "own_code", "watchdog"}
-    | {"diagnosis", "known_tensors", "remedies", "telemetry"},
+    | {"diagnosis", "known_tensors", "remedies", "staging", "telemetry"},
     {"affinity", "options", "devices", "device_errors", "ranks", "process_group", "elastic", "unused_gpu"},
     {"recovery"},
     {"run"},

@@ -24,6 +24,7 @@ from yolo_xpu_trainer.errors import (
     NoSuchXPUError,
     NoXCCLError,
     NoXPUError,
+    OptionValueError,
     UnknownDeviceError,
     WrongBuildError,
     XPUTrainerError,
@@ -226,7 +227,9 @@ def without_xccl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @two_xpus
-def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(build: Build, without_xccl: None) -> None:
+def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(
+    build: Build, without_xccl: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NoXCCLError) as caught:
         build("xpu:0,1", data="does-not-exist.yaml")
     assert isinstance(caught.value, (DeviceError, RuntimeError))
@@ -235,6 +238,23 @@ def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(buil
     assert "since 2.8, on Linux" in str(caught.value)
     assert "https://download.pytorch.org/whl/xpu" in str(caught.value)
     assert build("xpu:1").device == torch.device("xpu", 1)
+    assert build("xpu:0,1", xpu_gloo=True).ddp
+    monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
+    with pytest.raises(NoXCCLError, match="built without gloo"):
+        build("xpu:0,1", xpu_gloo=True)
+
+
+@two_xpus
+def test_several_xpus_share_a_batch_or_say_why_they_can_not(
+    build: Build, log: list[logging.LogRecord], xpu: torch.device
+) -> None:
+    with pytest.raises(OptionValueError, match=r"batch=1 can't be shared by 2 GPUs.*such as batch=16"):
+        build("xpu:0,1", batch=1, data="does-not-exist.yaml")
+    build("xpu:0,1", batch=4)
+    assert not [record for record in log if "XPU: batch=" in record.getMessage()]
+    build("xpu:0,1", batch=5)
+    (said,) = [record for record in log if "XPU: batch=" in record.getMessage()]
+    assert "each trains on 2, so that a step has 4 images" in said.getMessage()
 
 
 class Gloo(DetectionTrainer):
@@ -258,6 +278,9 @@ def test_so_is_one_whose_processes_a_launcher_started(build: Build, monkeypatch:
     trainer = build("xpu:0,1", trainer=OverGloo)
     assert trainer._group is None
     assert not torch.distributed.is_initialized()
+    for asked in ("xpu", "xpu:1", None):
+        with pytest.raises(DeviceError, match=r"each process would train alone.* such as device='xpu:0,1'"):
+            build(asked, trainer=OverGloo)
 
 
 # Requests that can't be met. They are refused before any data is looked for.

@@ -383,7 +383,7 @@ def test_a_pytorch_that_cant_be_imported_is_diagnosed_in_time(name: str, tmp_pat
     assert code == 2
     assert "✓ torch-build: PyTorch 2.14.1+xpu, an XPU build" in answer
     assert expected in answer
-    assert "fix: " in answer
+    assert "fix: " in answer or "dgpu-docs.intel.com" in answer  # a page, where Debian 12's apt has no driver
     assert time.monotonic() - began < 20
 
 

@@ -14,7 +14,7 @@ from .. import elastic
 from ..hookspecs import hookimpl
 from ..options import Option
 from ..patches import Patch, patch
-from ..ranks import RANK_TIMEOUT
+from ..ranks import GLOO, RANK_TIMEOUT
 from ..run import Run
 
 __all__: list[str] = []
@@ -33,8 +33,15 @@ _EVENTS = (
 
 
 @hookimpl
-def xpu_options() -> list[Option[int]]:
-    return [RANK_TIMEOUT]
+def xpu_options() -> list[Option[Any]]:
+    return [RANK_TIMEOUT, GLOO]
+
+
+@hookimpl
+def xpu_report(trainer: Any) -> str | None:
+    """Say where gradients go round by the host."""
+    run: Run = trainer.xpu
+    return "gradients by way of the host (gloo)" if run.world_size > 1 and run.options[GLOO] else None
 
 
 @hookimpl

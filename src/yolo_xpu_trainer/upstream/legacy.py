@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..plugins import hooks
 from ..run import Precision, Run
 from ..versions import knows_accelerators, needs_accelerators
 
-__all__ = ["PATCHES", "RUN_PATCHES", "name_every_device", "setup_ddp"]
+__all__ = ["PATCHES", "RUN_PATCHES", "check_order", "name_every_device"]
 
 _LOGGER = logging.getLogger("ultralytics")
 _PROBED = "ultralytics.utils.torch_utils"
@@ -108,8 +107,8 @@ def name_every_device(trainer: Any) -> None:
         trainer.ddp = trainer.world_size > 1 and "LOCAL_RANK" not in os.environ
 
 
-def setup_ddp(trainer: Any) -> None:
-    """Do for the XPUs of a DDP run what `BaseTrainer._setup_ddp` does for CUDA devices.
+def check_order(trainer: Any) -> None:
+    """See that the number of a DDP worker is that of its device.
 
     Args:
         trainer: A trainer of ours, in a DDP worker.
@@ -129,10 +128,6 @@ def setup_ddp(trainer: Any) -> None:
             requested=run.device_string,
             seen=devices.describe(),
         )
-    rank = int(os.environ["RANK"])
-    torch.xpu.set_device(rank)
-    trainer.device = torch.device("xpu", rank)
-    torch.distributed.init_process_group("xccl", timeout=timedelta(hours=3), rank=rank, world_size=len(run.indices))
 
 
 @patch(

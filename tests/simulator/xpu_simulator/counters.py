@@ -52,6 +52,8 @@ class Counts:
         primitive_misses: Convolutions' and products' kernels that oneDNN had to compile, for the first time or again.
         primitive_hits: How many it found compiled.
         channels_last_primitives: Convolutions, forward or backward, that were given a tensor in channels_last.
+        collectives: Operations on tensors of all ranks' devices, barriers among them.
+        bytes_collective: Bytes of the tensors that they write.
     """
 
     launches: int = 0
@@ -77,6 +79,8 @@ class Counts:
     primitive_misses: int = 0
     primitive_hits: int = 0
     channels_last_primitives: int = 0
+    collectives: int = 0
+    bytes_collective: int = 0
 
     @property
     def compile_seconds(self) -> float:
@@ -210,4 +214,6 @@ def _counts(reading: Reading) -> Counts:
         primitive_misses=n["primitive_misses"],
         primitive_hits=n["primitive_hits"],
         channels_last_primitives=n["channels_last_primitives"],
+        collectives=n["collectives"],
+        bytes_collective=n["bytes_collective"],
     )

@@ -222,6 +222,8 @@ def _variant(of: str, properties: dict[str, Any] | None = None, **more: Any) -> 
 
 
 PROFILES |= {
+    # Six cards of two tiles, as a node of Aurora has.
+    "max-1550-x6": _variant("max-1550", devices=12),
     # A Core Ultra 7 258V under Linux and a torch before 2.13: the name is no product's, is_integrated_gpu isn't there,
     # and mem_get_info raises (pytorch#159728, #162909). Xe2 as the B580 is.
     "lunar-lake": _variant(

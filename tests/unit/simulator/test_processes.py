@@ -128,7 +128,9 @@ def test_two_processes_train_with_xccl_and_agree():
         assert counts.launches_by_op["c10d::allreduce_"] >= 1
 
         mean = next(network.parameters()).detach().clone()
-        dist.all_reduce(mean)
+        with xpu_simulator.count() as counts:
+            dist.all_reduce(mean)
+        assert (counts.collectives, counts.bytes_collective) == (1, mean.nbytes)
         torch.testing.assert_close(mean / 2, next(network.parameters()).detach())
 
         try:

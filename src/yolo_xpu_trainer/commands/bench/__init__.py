@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import DEFAULT, add_output, choices, integer, make_directory, model_file
-from .settings import DEVICES, MODES, PRECISIONS, WARMUP, WINDOW_SECONDS, Settings, is_xpu
+from .settings import DEVICES, MODES, PRECISIONS, WARMUP, WINDOW_SECONDS, Settings, device_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--imgsz", type=size, default=640, metavar="PIXELS", help=f"side of the images, a multiple of 32{DEFAULT}")
     add("--batch", type=integer(1), default=16, metavar="N", help=f"images per step{DEFAULT}")
     for option, name, default, known, kind in (
-        ("--devices", "devices", "cpu,xpu", DEVICES, choices(DEVICES, accept=is_xpu)),
+        ("--devices", "devices", "cpu,xpu", DEVICES, device_words),
         ("--precision", "precisions", "fp32,fp16,bf16", PRECISIONS, choices(PRECISIONS)),
         ("--modes", "modes", "train,infer", MODES, choices(MODES)),
     ):
-        text = f"any of {', '.join(known)}{DEFAULT}"
+        more = "; xpu:0,1 train together" * (known is DEVICES)
+        text = f"any of {', '.join(known)}{more}{DEFAULT}"
         add(option, dest=name, type=kind, default=default, metavar="A,B", help=text)
     add("--compile", action="store_true", help="measure each case with torch.compile, too")
     switches = "measure each training on an XPU with deterministic=False and each switch of this package, too"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,12 +55,27 @@ def find_devices(requested: Sequence[str]) -> tuple[list[Device], list[str]]:
         elif reason := devices.why_none():
             missing.append(f"can't measure {name}: {reason.seen}. {reason.remedy}")
         else:
-            for index in devices.resolve(name, prefer_xpu=True) or ():
-                device = xpu(devices.info(index))
-                found[device.name] = device
+            indices = devices.resolve(name, prefer_xpu=True) or ()
+            for device in map(xpu, map(devices.info, indices[:1])):
+                found.setdefault(device.name, device)  # alone, too: several are compared with their first
+            if len(indices) > 1:
+                devices.check_collectives(indices)
+                found[name] = _together(name, indices)
     if not found:
         devices.resolve(requested[0], prefer_xpu=True)  # raises the error that explains it
     return list(found.values()), missing
+
+
+def _together(name: str, indices: tuple[int, ...]) -> Device:
+    each = [xpu(devices.info(index)) for index in indices]
+    titles = Counter(device.title for device in each)
+    return replace(
+        each[0],
+        name=name,
+        title=", ".join(f"{count} x {title}" for title, count in titles.items()),
+        has_fp16=all(device.has_fp16 for device in each),
+        indices=indices,
+    )
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ... import devices
 from ...policies import compile
 from ...versions import knows_accelerators
-from ..measurement import telemetry
+from ..measurement import several, telemetry
 from ..measurement.cases import PURE_BF16, Implementation, Switch
 from ..measurement.data import write_data
 from ..measurement.isolation import clear, first_line, keep_current_device, plain_ultralytics, quiet, with_package
@@ -46,7 +46,7 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
     """
     readings: dict[str, list[str]] = {}
     for device in report.devices:
-        if device.index is not None:
+        if device.index is not None and not device.indices:
             readings[device.name], note = telemetry.readable(device.index)
             report.notes += [note] if note else []
     settings = report.settings
@@ -83,9 +83,14 @@ def measure(report: Report, model: Model, scratch: Path, console: Console) -> bo
 def _cases(report: Report) -> Iterator[list[Case]]:
     """Yield the cases whose measurements alternate."""
     s = report.settings
-    switches = {device.name: _switches(report, device) for device in report.devices} if s.switches else {}
+    alone = [device for device in report.devices if not device.indices]
+    switches = {device.name: _switches(report, device) for device in alone} if s.switches else {}
     for mode, device, precision in itertools.product(s.modes, report.devices, s.precisions):
         case = Case(mode, device, precision)
+        if device.indices:  # they train together, and nothing else
+            if mode == "train":
+                yield [case]
+            continue
         group = [case]
         if mode == "train":
             group += [replace(case, switch=switch) for switch in switches.get(device.name, [])]
@@ -162,7 +167,8 @@ def _measure_alternately(results: list[Result], job: Job, report: Report, progre
     for repeat, result in itertools.product(range(repeats), due):
         done = progress.tasks[bar].completed
         case, ours = result.case, result.implementation == "ours"
-        window_of = train if case.mode == "train" else infer
+        together = case.device.indices
+        window_of = infer if case.mode == "infer" else several.train if together else train
         if result.status == "measured":
             progress.update(bar, description=f"{result}, {repeat + 1} of {repeats}")
             try:

@@ -159,6 +159,17 @@ class Report:
         base = next((other.median for other in bases), None)
         return result.median / base if result.median and base else None
 
+    def scaling(self, result: Result) -> float | None:
+        """Return how many times as fast several XPUs train as their first one alone; None if either wasn't measured."""
+        if not result.case.device.indices:
+            return None
+        alone = f"xpu:{result.case.device.index}"
+        for other in self.results:
+            same = replace(other.case, device=result.case.device) == result.case
+            if same and other.case.device.name == alone and other.implementation == result.implementation:
+                return result.median / other.median if result.median and other.median else None
+        return None
+
     def footnotes(self) -> list[str]:
         """Return the notes, the reasons for missing results, warnings and doubts, each once."""
         notes = list(self.notes)
@@ -174,7 +185,17 @@ class Report:
             for warning in result.warnings:
                 shared.setdefault(f": Ultralytics warned: {warning}", []).append(str(result))
         notes += [", ".join(results) + text for text, results in shared.items()]
-        return notes + list(self._doubts())
+        return notes + list(self._scalings()) + list(self._doubts())
+
+    def _scalings(self) -> Iterator[str]:
+        """Yield what several XPUs achieve together."""
+        for result in self.results:
+            if (scaling := self.scaling(result)) is not None:
+                count = len(result.case.device.indices)
+                yield (
+                    f"{result}: {scaling:.2f} times the images per second of xpu:{result.case.device.index} alone, "
+                    f"{scaling / count:.0%} of {count} times, with {self.settings.batch} images a step on each."
+                )
 
     def _doubts(self) -> Iterator[str]:
         """Yield why a figure may be too low or too high."""
@@ -199,6 +220,6 @@ class Report:
             "settings": self.settings.as_dict(),
             "measured": {mode: MEASURED[mode] for mode in self.settings.modes},
             "environment": self.environment,
-            "results": [result.as_dict() for result in self.results],
+            "results": [{**result.as_dict(), "scaling": self.scaling(result)} for result in self.results],
             "notes": self.footnotes(),
         }

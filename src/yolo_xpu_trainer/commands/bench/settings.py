@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..arguments import choices
 from ..measurement.cases import WARMUP, WINDOW_SECONDS
 
-__all__ = ["DEVICES", "MODES", "PRECISIONS", "WARMUP", "WINDOW_SECONDS", "Settings", "is_xpu"]
+__all__ = ["DEVICES", "MODES", "PRECISIONS", "WARMUP", "WINDOW_SECONDS", "Settings", "device_words"]
 
-DEVICES = ("cpu", "xpu", "xpu:0", "xpu:1")  # … and so on, see `is_xpu`
+DEVICES = ("cpu", "xpu", "xpu:0", "xpu:1")  # … and so on, see `device_words`
 PRECISIONS = ("fp32", "fp16", "bf16")
 MODES = ("train", "infer")
 
@@ -23,7 +25,7 @@ class Settings:
         model: A `.yaml` or `.pt`, as `YOLO` takes it.
         imgsz: Side of the images in pixels.
         batch: Images per step.
-        devices: As given: "cpu", "xpu", "xpu:1".
+        devices: As given: "cpu", "xpu", "xpu:1"; "xpu:0,1" are two that train together.
         precisions: Of `PRECISIONS`.
         modes: Of `MODES`.
         compile: Whether each case is measured with `torch.compile`, too.
@@ -55,6 +57,11 @@ class Settings:
         return {**asdict(self), "warmup_steps": WARMUP, "window_seconds": WINDOW_SECONDS}
 
 
-def is_xpu(word: str) -> bool:
-    """Whether a word is the name of an XPU, such as "xpu:2"."""
-    return word.startswith("xpu:") and word[4:].isdecimal()
+def device_words(text: str) -> list[str]:
+    """Return the devices of a comma-separated list, where a number belongs to what is before it: "cpu,xpu:0,1"."""
+    words = choices(DEVICES, accept=_are_xpus)(re.sub(r"\s*,\s*(?=\d)", "+", text))
+    return [word.replace("+", ",") for word in words]
+
+
+def _are_xpus(word: str) -> bool:
+    return re.fullmatch(r"xpu:\d+(\+\d+)*", word) is not None

@@ -18,12 +18,13 @@ def _collectives(machine: Machine) -> Diagnosis:
         return ok(f"{len(found)} XPUs can train together, by XCCL")
     if machine.is_windows:
         return warning(
-            "PyTorch has no XCCL on Windows: it trains on one XPU", advice="Train on Linux, or one run an XPU."
+            "PyTorch has no XCCL on Windows: it trains on one XPU",
+            advice="Train on Linux, or one run an XPU, or with xpu_gloo=True, which is slower.",
         )
     return warning(
         "this PyTorch was built without XCCL: it trains on one XPU",
         f"python -m {XPU_WHEELS} --upgrade",
-        advice="XPU builds have it since 2.8, on Linux.",
+        advice="XPU builds have it since 2.8, on Linux. xpu_gloo=True goes without, and is slower.",
     )
 
 

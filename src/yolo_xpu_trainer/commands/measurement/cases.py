@@ -43,12 +43,13 @@ class Device:
     """A device to measure.
 
     Attributes:
-        name: As PyTorch calls it: "cpu" or "xpu:0".
+        name: As PyTorch calls it: "cpu" or "xpu:0"; several XPUs that train together are "xpu:0,1".
         title: Its model: "Intel Arc B580 Graphics".
         driver: Version of its driver, "-" for a CPU.
-        index: Its index among the XPUs, None for a CPU.
+        index: Its index among the XPUs, None for a CPU; of several the first.
         has_fp16: Whether it computes in float16.
         simulated: Whether it is simulated, so that its figures don't apply to hardware.
+        indices: Those of several XPUs that train together, else empty.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Device:
     index: int | None = None
     has_fp16: bool = True
     simulated: bool = False
+    indices: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:

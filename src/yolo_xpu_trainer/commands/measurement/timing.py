@@ -42,6 +42,7 @@ class Job:
         on_step: Called after each step.
         arguments: Further arguments of each training.
         timer: Makes what measures a window, of a device's index.
+        seconds: How long a window lasts at most.
     """
 
     model: Model
@@ -52,12 +53,13 @@ class Job:
     on_step: Callable[[], object]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     timer: Callable[[int | None], Timer] = WallTimer
+    seconds: float = WINDOW_SECONDS
 
     def clock(self, case: Case) -> Clock:
         """Free the device's memory, and return a clock for a measurement on it."""
         clear(case.device.index)
         sampler = Sampler(case.device.index, self.readings.get(case.device.name, []))
-        return Clock(case, self.settings, sampler, self.on_step, self.timer(case.device.index))
+        return Clock(case, self.settings, sampler, self.on_step, self.timer(case.device.index), self.seconds)
 
 
 class Clock:
@@ -69,6 +71,7 @@ class Clock:
         sampler: Takes readings during the window.
         on_step: Called after each step.
         timer: Measures the window.
+        seconds: How long it lasts at most.
     """
 
     def __init__(
@@ -78,10 +81,12 @@ class Clock:
         sampler: Sampler,
         on_step: Callable[[], object],
         timer: Timer | None = None,
+        seconds: float = WINDOW_SECONDS,
     ) -> None:
         self._index = case.device.index
         self._timer = timer or WallTimer(self._index)
         self._settings = settings
+        self._seconds = seconds
         self._sampler = sampler
         self._on_step = on_step
         self._first_step: float | None = None
@@ -114,7 +119,7 @@ class Clock:
                 self._sampler.start()
             return None
         self.steps += 1
-        ended = self.steps >= self._settings.steps or now - self._start > WINDOW_SECONDS
+        ended = self.steps >= self._settings.steps or now - self._start > self._seconds
         if not ended or self.steps % cycle:
             return None
         seconds = self._timer.stop()

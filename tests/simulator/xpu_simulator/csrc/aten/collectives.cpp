@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "../runtime/counters.h"
 #include "../runtime/device.h"
 #include "aliases.h"
 #include "backend.h"
@@ -134,6 +135,20 @@ void flatten(Stack* stack, size_t base) {
   }
 }
 
+int64_t bytes_of(const IValue& value) {
+  if (value.isTensor()) {
+    const at::Tensor& tensor = value.toTensor();
+    return tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0;
+  }
+  int64_t bytes = 0;
+  if (value.isTensorList() || value.isList()) {
+    for (const IValue& element : value.toListRef()) {
+      bytes += bytes_of(element);
+    }
+  }
+  return bytes;
+}
+
 c10::Device device_of(const IValue& value) {
   if (value.isTensor() && value.toTensor().defined()) {
     return value.toTensor().device();
@@ -160,6 +175,8 @@ void collective(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack
   auto aliases = std::make_shared<Aliases>();
   const size_t n_arguments = op.schema().arguments().size();
   const size_t first = stack->size() - n_arguments;
+  count(Counter::kCollectives);
+  count(Counter::kCollectiveBytes, bytes_of((*stack)[first]));
   if (is_flat(op.schema().name())) {
     flatten(stack, first);
   }

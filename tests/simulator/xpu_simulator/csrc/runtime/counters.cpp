@@ -64,6 +64,8 @@ const std::array<const char*, kCounters>& counter_names() {
       "primitive_hits",
       "primitive_misses",
       "channels_last_primitives",
+      "collectives",
+      "bytes_collective",
   };
   return names;
 }

@@ -34,6 +34,8 @@ enum class Counter {
   kPrimitiveHits,
   kPrimitiveMisses,
   kChannelsLastPrimitives,
+  kCollectives,
+  kCollectiveBytes,
   kCount,
 };
 
