@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,13 +48,14 @@ class Compiler:
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
     """Let Ultralytics compile by Dynamo, with this compiler in Inductor's place, which knows no simulated device."""
     torch._dynamo.reset()
     own, found = torch.compile, Compiler()
     monkeypatch.setattr(torch, "compile", lambda model, mode, backend: own(model, backend=found))
     monkeypatch.setattr(compiling, "problem", lambda index: None)
-    return found
+    yield found
+    torch._dynamo.reset()  # it holds the models that it compiled
 
 
 @pytest.fixture
