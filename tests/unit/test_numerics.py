@@ -260,7 +260,7 @@ def test_another_driver_device_or_release_is_compared_anew(
     if changed == "torch":
         monkeypatch.setattr(torch, "__version__", "2.99.0+xpu")
     elif changed == "package":
-        monkeypatch.setattr(results, "_version", lambda: "99")
+        monkeypatch.setattr(results, "__version__", "99")
     else:
         device = replace(device, **{"driver": {"driver": "1.7"}, "device": {"name": "Intel Arc B570"}}[changed])
     finding(counting(made), device)
