@@ -105,11 +105,11 @@ def _settle(directory: int | None, replaced: int | None) -> None:
     """
 
     def settle() -> None:
+        _closed(replaced)
         if directory is not None:
             with contextlib.suppress(OSError):  # of a file system that can't
                 os.fsync(directory)
         _closed(directory)
-        _closed(replaced)
 
     if replaced is not None and _is_nearly_full(replaced):
         settle()

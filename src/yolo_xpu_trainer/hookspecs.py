@@ -172,7 +172,7 @@ def xpu_around_save(trainer: Any) -> AbstractContextManager[Any]:  # type: ignor
 def xpu_checkpoint(trainer: Any) -> dict[str, Any]:  # type: ignore[empty-body]
     """Return what a checkpoint is to remember, by name: a run that is resumed finds it in `trainer.xpu.resumed`.
 
-    Asked as the checkpoint is written, when the averaged model and the optimizer's state are on the host already.
+    Asked as the checkpoint is written, when the optimizer's state is on the host already.
 
     Args:
         trainer: The trainer.

@@ -83,13 +83,29 @@ def test_nothing_is_tried_where_nobody_asked(train: Train, monkeypatch: pytest.M
 def test_the_workers_of_a_ddp_run_leave_the_argument_to_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     def left(is_worker: bool) -> Any:
         args = SimpleNamespace(compile=True)
-        trainer = SimpleNamespace(args=args, xpu=SimpleNamespace(indices=(0, 1), is_worker=is_worker, stash=Stash()))
+        trainer = SimpleNamespace(
+            args=args, xpu=SimpleNamespace(indices=(0, 1), is_worker=is_worker, stash=Stash(), group=None)
+        )
         with xpu_around_run(trainer=trainer):
             return args.compile
 
     monkeypatch.setattr(compiling, "problem", lambda index: Problem("no luck", "Wait.") if index else None)
     assert left(is_worker=False) is False  # one of the two devices can't
     assert left(is_worker=True) is True
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_a_launcher_go_without_where_one_of_them_can_not(
+    monkeypatch: pytest.MonkeyPatch, log: list[logging.LogRecord], rank: int
+) -> None:
+    failed = (1, Problem("no luck", "Wait."))
+    group = SimpleNamespace(gather=lambda found: [None, failed])
+    args = SimpleNamespace(compile=True)
+    run = SimpleNamespace(indices=(rank,), is_worker=rank > 0, stash=Stash(), group=group)
+    monkeypatch.setattr(compiling, "problem", lambda index: failed[1] if index else None)
+    with xpu_around_run(trainer=SimpleNamespace(args=args, xpu=run)):
+        assert args.compile is False
+    assert len(said(log)) == (rank == 0)
 
 
 @pytest.mark.parametrize("mode", ["val", "predict"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,8 @@ from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import torch_utils
 
 import xpu_simulator
-from yolo_xpu_trainer import devices
 from yolo_xpu_trainer.policies import compile as compiling
 from yolo_xpu_trainer.policies.compile import comparing
-from yolo_xpu_trainer.run import Precision, Run
 
 from ..conftest import Train
 
@@ -190,16 +189,21 @@ def test_the_compiled_forward_is_put_back_at_the_end(train: Train, compiler: Com
     assert compiler.calls > before
 
 
-def test_the_slowest_of_several_gpus_decides_for_all(monkeypatch: pytest.MonkeyPatch, xpu: torch.device) -> None:
-    run = Run(devices.info(0), (0, 1), Precision("fp32", "a test says so"))
-    steps = comparing._Steps(
-        SimpleNamespace(xpu=run, batch_size=2), torch.compile(torch.nn.Linear(2, 2), backend="eager")
-    )
-    steps._seconds = {False: [0.2], True: [0.1]}
+def test_an_odd_batch_is_the_only_one_that_is_eager_after_the_choice(
+    train: Train, compiler: Compiler, slow_eager: None
+) -> None:
+    calls: list[int] = []
 
-    def all_reduce(times: torch.Tensor, operation: Any) -> None:  # the other GPU's steps are slower when compiled
-        times.copy_(torch.maximum(times, torch.tensor([0.1, 0.3], device=times.device)))
+    def begin(trainer: Any) -> None:
+        calls.append(compiler.calls)
+        if len(calls) == 22:  # after the choice
+            trainer.model(torch.zeros(1, 3, 64, 32, device=trainer.device))
 
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    steps._decide()
-    assert steps._choice is False
+    train(callbacks={"on_train_batch_start": begin}, **ARGUMENTS)
+    per_step = [after - before for before, after in itertools.pairwise(calls)]
+    assert all(per_step[22:])
+
+
+def test_several_gpus_are_not_compared() -> None:
+    trainer = SimpleNamespace(xpu=SimpleNamespace(world_size=2), args=SimpleNamespace())
+    assert comparing._not_compared(trainer) == "several GPUs"

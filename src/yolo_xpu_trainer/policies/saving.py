@@ -49,7 +49,7 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
         index: {name: next(host) if isinstance(v, torch.Tensor) else v for name, v in entry.items()}
         for index, entry in state["state"].items()
     }
-    averaged, copied = trainer.ema, [state]
+    averaged, shown = trainer.ema, trainer.ema
     if model is not None and _are_finite(copies.values()):
         memo: dict[int, Any] = {
             key: torch.nn.Parameter(tensor, of_model[key].requires_grad)
@@ -57,18 +57,19 @@ def xpu_around_save(trainer: Any) -> Iterator[None]:
             else tensor
             for key, tensor in copies.items()
         }
-        trainer.ema = copy.copy(averaged)
-        trainer.ema.ema = copy.deepcopy(model, memo)
-        copied.append(trainer.ema.ema)
+        shown = copy.copy(averaged)
+        shown.ema = copy.deepcopy(model, memo)
     held = vars(trainer.optimizer)
     own = held.get("state_dict")
-    held["state_dict"] = lambda: state
+    patches = [_handed_out(trainer, averaged, shown, state)] if _is_upstreams(trainer) else []
     try:
-        with applied([_handed_out(copied)] * _is_upstreams(trainer), run):
+        trainer.ema = shown
+        held["state_dict"] = lambda: state
+        with applied(patches, run):
             yield
     finally:
         trainer.ema = averaged
-        del held["state_dict"]
+        held.pop("state_dict", None)
         if own is not None:
             held["state_dict"] = own
 
@@ -90,8 +91,12 @@ def _is_upstreams(trainer: Any) -> bool:
     return all(is_known(method) for method in behind)
 
 
-def _handed_out(copied: list[Any]) -> Patch:
-    """Let Ultralytics have the copies themselves, each once, instead of copies of them."""
+def _handed_out(trainer: Any, averaged: Any, shown: Any, state: dict[str, Any]) -> Patch:
+    """Let Ultralytics have the copies themselves, instead of copies of them.
+
+    It rounds them to 16 bits where they are. Who asks for the averaged model later, as a policy does that keeps more in
+    a checkpoint, finds the one that is averaged; the optimizer's tensors stay what they are.
+    """
 
     @patch(
         "ultralytics.engine.trainer:deepcopy",
@@ -100,9 +105,13 @@ def _handed_out(copied: list[Any]) -> Patch:
     )
     def deepcopy(original: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
         """Copy something, unless it is a copy that nobody else has."""
-        for i, one in enumerate(copied):
-            if x is one:
-                return copied.pop(i)
+        if x is state:
+            groups = [{**group, "params": list(group["params"])} for group in state["param_groups"]]
+            entries = {index: dict(entry) for index, entry in state["state"].items()}
+            return {**state, "state": entries, "param_groups": groups}
+        if shown is not averaged and trainer.ema is shown and x is shown.ema:
+            trainer.ema = averaged
+            return x
         return original(x, *args, **kwargs)
 
     return deepcopy

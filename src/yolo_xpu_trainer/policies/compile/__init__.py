@@ -38,18 +38,20 @@ def xpu_options() -> list[Option[bool]]:
 def xpu_around_run(trainer: Any) -> Iterator[None]:
     """Switch `compile` off where it can't work: loaders, loss and DDP go by the argument, too, not by the model alone.
 
-    In a DDP run the process that starts the others decides for all of them, because they must agree.
+    In a run on several GPUs all must agree: the process that starts the others decides, or all of them together.
     """
     run: Run = trainer.xpu
-    if getattr(trainer.args, "compile", False) and not run.is_worker:  # unknown before 8.3.200 or so
-        for index in run.indices:
-            if found := problem(index):
+    if getattr(trainer.args, "compile", False) and (run.group or not run.is_worker):  # unknown before 8.3.200 or so
+        found = next(((index, seen) for index in run.indices if (seen := problem(index))), None)
+        if run.group is not None:  # each process looked at its own
+            found = next(filter(None, run.group.gather(found)), None)
+        if found is not None:
+            if not run.is_worker:
                 _LOGGER.warning(
                     f"XPU: compile={trainer.args.compile!r} is ignored, because torch.compile doesn't work on "
-                    f"xpu:{index}: {found}"
+                    f"xpu:{found[0]}: {found[1]}"
                 )
-                trainer.args.compile = False
-                break
+            trainer.args.compile = False
     try:
         yield
     finally:

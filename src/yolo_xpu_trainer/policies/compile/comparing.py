@@ -7,7 +7,6 @@ the trained model, is computed eagerly.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import statistics
 import time
@@ -27,8 +26,8 @@ _LOGGER = logging.getLogger("ultralytics")
 COMPARE_COMPILED = Option(
     "compare_compiled",
     True,
-    "with `compile`, 16 steps are timed, compiled and eager in turn, and what is faster goes on; with `False` every "
-    "step is compiled",
+    "with `compile` on one GPU, 16 steps are timed, compiled and eager in turn, and what is faster goes on; with `False` "
+    "every step is compiled",
 )
 _WARM_UP = (False, True, True)  # whether a step is compiled: the first one of each kind makes kernels
 # The sequence of Thue and Morse: what happens in every second, fourth or eighth step, as an optimizer's, falls on both
@@ -45,16 +44,27 @@ def compare(trainer: Any) -> None:
         return
     if not run.options[COMPARE_COMPILED]:
         return
-    for name in ("multi_scale", "rect"):
-        if value := getattr(trainer.args, name, False):
-            if _is_first():
-                _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {name}={value!r}.")
-            return
+    if reason := _not_compared(trainer):
+        if os.environ.get("RANK", "-1") in {"-1", "0"}:
+            _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {reason}.")
+        return
     if _STEPS not in run.stash:
         trainer.callbacks["on_train_batch_start"].insert(0, run.recovery.guarded(_begin))
         trainer.callbacks["on_train_batch_end"].insert(0, run.recovery.guarded(_end))
     run.stash[_STEPS] = _Steps(trainer, compiled)
     vars(compiled)["forward"] = run.recovery.guarded(run.stash[_STEPS].forward, instead=vars(compiled)["forward"])
+
+
+def _not_compared(trainer: Any) -> str:
+    """Return why steps aren't compared, "" where they are.
+
+    On several GPUs Ultralytics tells DDP that every step computes with the same weights, which holds for compiled steps
+    alone: those give a gradient of zero to what a loss without objects doesn't use.
+    """
+    if trainer.xpu.world_size > 1:
+        return "several GPUs"
+    names = (name for name in ("multi_scale", "rect") if getattr(trainer.args, name, False))
+    return next((f"{name}={getattr(trainer.args, name)!r}" for name in names), "")
 
 
 def release(trainer: Any) -> None:
@@ -99,12 +109,13 @@ class _Steps:
 
     def _begin_anew(self) -> None:
         self._plan = [*_WARM_UP, *_TURNS]
+        self._odd_steps = 0
         self._seconds: dict[bool, list[float]] = {False: [], True: []}
         self._first = 0.0
         self._shape: Any = None
         self._choice: bool | None = None  # whether compiled steps go on, once that is decided
-        self._works = self._failed = self._was_odd = False
-        self._began: float | None = None
+        self._works = self._is_within = self._was_odd = False
+        self._began = 0.0
 
     @property
     def _is_compiled(self) -> bool:
@@ -118,17 +129,26 @@ class _Steps:
             if self._choice is not False:
                 self._begin_anew()
         self._run.stash[EAGER_STEP] = not self._is_compiled
+        self._is_within, self._was_odd = True, False
         if self._choice is None:
-            self._was_odd = False
             self._began = self._now()
 
     def end(self) -> None:
         """End a step: take its time, and decide how the run goes on when all were taken."""
-        began, self._began = self._began, None
-        if self._choice is not None or began is None or self._was_odd:
+        was_within, self._is_within = self._is_within, False
+        if self._choice is not None or not was_within:
             return
+        if self._was_odd:
+            self._odd_steps += 1
+            if self._odd_steps > len(_TURNS):
+                self._choice = True
+                shape = "x".join(map(str, self._shape[0]))
+                _LOGGER.info(
+                    f"XPU: images vary in size, so that steps can't be compared. Batches of {shape} are compiled."
+                )
+            return
+        seconds = self._now() - self._began
         is_compiled = self._plan.pop(0)
-        seconds = math.inf if is_compiled and self._failed else self._now() - began
         if len(self._plan) >= len(_TURNS):
             self._first = max(self._first, seconds) if is_compiled else self._first
             return
@@ -142,11 +162,11 @@ class _Steps:
         if not isinstance(images, torch.Tensor) or not self._eager.training or not torch.is_grad_enabled():
             return self._eager(*args, **kwargs)
         shape = (images.shape, images.stride(), images.dtype)
-        if self._shape is None:
+        if self._shape is None and self._is_within:
             self._shape = shape
         if shape != self._shape:
             self._was_odd = True
-        if self._was_odd or self._failed or not self._is_compiled:
+        if self._was_odd or not self._is_compiled:
             return self._eager(*args, **kwargs)
         if self._works:
             return self.compiled(*args, **kwargs)
@@ -163,33 +183,20 @@ class _Steps:
     def _fail(self, error: Exception) -> None:
         said = shortened(text_of(error))
         _LOGGER.warning(f"XPU: compiling the model failed, and the run goes on without: {said}")
-        self._failed = True
-        if self._run.world_size == 1:  # the others are told when all decide
-            self._choice = False
+        self._choice = False
 
     def _now(self) -> float:
         torch.xpu.synchronize(self._run.device.index)
         return time.perf_counter()
 
     def _decide(self) -> None:
-        """Decide for what was faster; of several GPUs the slowest one's times count, on each."""
-        medians = [statistics.median(self._seconds[kind]) for kind in (False, True)]
-        if self._run.world_size > 1:
-            slowest = torch.tensor(medians, dtype=torch.float32, device=self._run.device.device)
-            torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
-            medians = slowest.tolist()
-        eager, compiled = medians
+        """Decide for what was faster."""
+        eager, compiled = (statistics.median(self._seconds[kind]) for kind in (False, True))
         self._choice = compiled < eager
-        if _is_first():
-            _LOGGER.info(_words(eager, compiled, self._first))
+        _LOGGER.info(_words(eager, compiled, self._first))
 
 
 _STEPS = StashKey[_Steps]()
-
-
-def _is_first() -> bool:
-    """Whether this is the only process of a run, or the first of several."""
-    return os.environ.get("RANK", "-1") in {"-1", "0"}
 
 
 def _words(eager: float, compiled: float, first: float) -> str:
