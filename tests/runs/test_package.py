@@ -107,8 +107,8 @@ def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     (site,) = (folder / "venv").rglob("site-packages")
     here = [path for path in sys.path if Path(path).name == "site-packages"]
+    pip(directory, "install", "--no-deps", str(wheel))  # before what is here, which may be the same version, is seen
     (site / "here.pth").write_text("\n".join([*here, str(Path(xpu_simulator.__file__).parents[1])]))
-    pip(directory, "install", "--no-deps", str(wheel))
     return directory
 
 

@@ -26,8 +26,8 @@ _LOGGER = logging.getLogger("ultralytics")
 COMPARE_COMPILED = Option(
     "compare_compiled",
     True,
-    "with `compile` on one GPU, 16 steps are timed, compiled and eager in turn, and what is faster goes on; with `False` "
-    "every step is compiled",
+    "with `compile` on one GPU, 16 steps are timed, compiled and eager in turn, and what is faster goes on; with "
+    "`False` every step is compiled",
 )
 _WARM_UP = (False, True, True)  # whether a step is compiled: the first one of each kind makes kernels
 # The sequence of Thue and Morse: what happens in every second, fourth or eighth step, as an optimizer's, falls on both
