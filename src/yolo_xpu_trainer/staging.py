@@ -61,7 +61,7 @@ def _group_class() -> Any:
         def __init__(self, gloo: Any) -> None:
             super().__init__(gloo.rank(), gloo.size())  # type: ignore[call-arg]
             self._gloo = gloo
-            # What is called from C++ loses its Python part in older releases unless that is referred to.
+            # C++ holds no reference to the Python part of what is under way; nothing was tried on older releases.
             self._latest: deque[Any] = deque(maxlen=8)
 
         def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name
@@ -76,7 +76,7 @@ def _group_class() -> Any:
         def _staged(self, name: str, *args: Any) -> Any:
             averaged = 0
             options = args[-1]
-            if getattr(options, "reduceOp", None) == ReduceOp.AVG:  # which gloo of older releases doesn't know
+            if getattr(options, "reduceOp", None) == ReduceOp.AVG:  # gloo adds up, in whichever release
                 options.reduceOp = ReduceOp.SUM
                 averaged = self.size()
             on_host = tree_map(lambda one: one.detach().cpu() if isinstance(one, torch.Tensor) else one, args)

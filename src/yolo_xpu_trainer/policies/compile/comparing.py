@@ -38,15 +38,15 @@ _TURNS = tuple(bin(i).count("1") % 2 == 0 for i in range(16))
 def compare(trainer: Any) -> None:
     """Let the steps of a trainer whose model was compiled be compared; to be called once it is set up."""
     run: Run = trainer.xpu
-    compiled = _compiled(trainer.model)
-    if compiled is None:  # Ultralytics couldn't
+    if run.options[COMPARE_COMPILED] and (reason := _not_compared(trainer)):
+        if os.environ.get("RANK", "-1") in {"-1", "0"}:
+            _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {reason}.")
+        return
+    compiled = trainer.model
+    if "_orig_mod" not in getattr(compiled, "_modules", ()) or "forward" not in vars(compiled):  # Ultralytics couldn't
         run.stash[EAGER_STEP] = True
         return
     if not run.options[COMPARE_COMPILED]:
-        return
-    if reason := _not_compared(trainer):
-        if os.environ.get("RANK", "-1") in {"-1", "0"}:
-            _LOGGER.info(f"XPU: compiled steps aren't compared with eager ones, because of {reason}.")
         return
     if _STEPS not in run.stash:
         trainer.callbacks["on_train_batch_start"].insert(0, run.recovery.guarded(_begin))
@@ -79,13 +79,6 @@ def _begin(trainer: Any) -> None:
 
 def _end(trainer: Any) -> None:
     trainer.xpu.stash[_STEPS].end()
-
-
-def _compiled(model: Any) -> torch.nn.Module | None:
-    """Return what `torch.compile` made of a model, within DDP or not; None where it is eager."""
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model if "_orig_mod" in getattr(model, "_modules", ()) and "forward" in vars(model) else None
 
 
 class _Steps:
