@@ -83,10 +83,10 @@ for operation in (lambda: dist.all_reduce(filled()), lambda: shared(images).squa
     try:
         operation()
     except RuntimeError as error:
-        print(error)
+        print(error, flush=True)
     else:
         raise AssertionError("the other rank is gone, and nothing was said")
-print("all right")
+print("all right", flush=True)
 os._exit(0)
 """
 
