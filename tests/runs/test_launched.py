@@ -111,10 +111,10 @@ def launch(
     *,
     profiles: Sequence[str] = ("max-1550",),
     within: Sequence[Sequence[str]] = ((),),
-    wait: bool = True,
+    wait_for_ranks: int = 0,
     **variables: str,
 ) -> Ended:
-    """Run launchers side by side, each in a folder of its own; wait for them, or for the run's processes alone."""
+    """Run launchers side by side, each in a folder of its own; wait for them, or for so many ranks alone."""
     started = time.monotonic()
     processes, files = [], []
     for number, command in enumerate(commands):
@@ -132,12 +132,12 @@ def launch(
             )
         processes.append(process)
     try:
-        if not wait:
+        if wait_for_ranks:
             until = time.monotonic() + 180
-            while len(list(folder.glob("pid*"))) < len(commands) or _pids(folder):
+            while len(list(folder.glob("pid*"))) < wait_for_ranks or _pids(folder):
                 assert time.monotonic() < until
                 time.sleep(0.2)
-        statuses = [process.wait(timeout=180) if wait else process.poll() or 0 for process in processes]
+        statuses = [process.poll() or 0 if wait_for_ranks else process.wait(timeout=180) for process in processes]
     finally:
         for process in processes:
             children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -458,6 +458,39 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
+def two_by_two(namespaces: list[str], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what `launch` is told for two nodes of two GPUs, each node in a namespace of its own."""
+    where = ["--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29500", f"--rdzv-id={os.getpid()}", "--nnodes=2"]
+    where += ["--nproc-per-node=2", "--monitor-interval=0.2"]
+    return {
+        "commands": [  # torchrun looks for the endpoint among the addresses of the machine's name
+            [
+                "torch.distributed.run",
+                *where,
+                f"--rdzv-conf=is_host={first}",
+                f"--local-addr=10.99.0.{number}",
+                *arguments,
+            ]
+            for number, first in ((1, "true"), (2, "false"))
+        ],
+        "within": [["ip", "netns", "exec", name] for name in namespaces],
+        "GLOO_SOCKET_IFNAME": "wire",
+    }
+
+
+def test_two_nodes_of_two_gpus_end_with_the_same_weights(
+    data: TrainingData, tmp_path: Path, namespaces: list[str]
+) -> None:
+    ended = launch(tmp_path, **two_by_two(namespaces, training(tmp_path, data("detect"), batch=8, **PLAIN_ARITHMETIC)))
+    assert ended.statuses == [0, 0], ended.outputs
+    (first, *others), before = notes(tmp_path, 4, epoch=1), notes(tmp_path, 4, epoch=0)
+    assert [one["device"] for one in (first, *others)] == ["xpu:0", "xpu:1"] * 2
+    assert [one["world_size"] for one in (first, *others)] == [4] * 4
+    assert all(not differing(first["weights"], other["weights"]) for other in others)
+    assert differing(first["weights"], before[0]["weights"])
+    assert not left_behind(tmp_path)
+
+
 def test_a_network_cut_between_nodes_ends_both_within_a_minute(
     data: TrainingData, tmp_path: Path, namespaces: list[str]
 ) -> None:
@@ -466,19 +499,8 @@ def test_a_network_cut_between_nodes_ends_both_within_a_minute(
         (HERE / "cut").write_text(str(time.time()))
         os.system("{cut}")"""
     arguments = training(tmp_path, data("detect"), wrong, batch=8, **PLAIN_ARITHMETIC)
-    where = ["--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29500", f"--rdzv-id={os.getpid()}", "--nnodes=2"]
-    where += ["--monitor-interval=0.2"]
-    nodes = [  # torchrun looks for the endpoint among the addresses of the machine's name
-        ["torch.distributed.run", *where, f"--rdzv-conf=is_host={first}", f"--local-addr=10.99.0.{number}", *arguments]
-        for number, first in ((1, "true"), (2, "false"))
-    ]
-    ended = launch(
-        tmp_path,
-        nodes,
-        within=[["ip", "netns", "exec", name] for name in namespaces],
-        wait=False,  # torchrun itself waits for the store on the other side
-        GLOO_SOCKET_IFNAME="wire",
-    )
+    # torchrun itself waits for the store on the other side
+    ended = launch(tmp_path, wait_for_ranks=4, **two_by_two(namespaces, arguments))
     for output in ended.outputs:
         assert "gave no sign of life for 30 s" in output or "no rank can be reached any more" in output, output
     assert time.time() - float((tmp_path / "cut").read_text()) < 60

@@ -81,8 +81,16 @@ def test_metadata_is_valid_and_describes_the_package(kind: str, request: pytest.
     found = metadata(request.getfixturevalue(kind))  # which raises where a field is invalid
     assert (found.name, str(found.version)) == ("yolo-xpu-trainer", version())
     assert found.description_content_type == "text/markdown"
-    assert found.description == (ROOT / "README.md").read_text(encoding="utf-8")
     assert found.license_files == ["LICENSE"]
+    # An index shows the README, with links that hold there: those of the release's tag.
+    assert found.description
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    address = "https://github.com/yolo-xpu-trainer/yolo-xpu-trainer"
+    linked = re.findall(rf"\]\({address}/(?:blob|raw)/v{re.escape(version())}/([^)#]+)", found.description)
+    assert len(linked) == len(re.findall(r"\]\((?!https?:|#)", readme)) > 20
+    assert all((ROOT / path).is_file() for path in linked)
+    assert not re.findall(r"\]\((?!https?:|#)", found.description)
+    assert re.sub(rf"\({address}/(blob|raw)/v[^/]+/", "(", found.description) == readme
 
 
 def test_the_wheel_of_the_sdist_holds_every_module_and_nothing_else(wheel: Path) -> None:
