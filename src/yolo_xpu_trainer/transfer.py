@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .device_errors import is_out_of_memory
+
 __all__ = ["to_device", "to_host"]
 
 # What is joined on the device at a time: little memory, so that a save does not run out of it, in few parts.
@@ -30,7 +32,9 @@ def to_host(tensors: Sequence[torch.Tensor], staged: int | None = None) -> list[
         there = sum(t.numel() * t.element_size() for t in tensors if t.device.type != "cpu")
         try:
             return to_host(tensors, max(_BYTES, there // _PARTS))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             staged = 0
     found = list(tensors)
     by_kind: dict[Any, list[int]] = {}

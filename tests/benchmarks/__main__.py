@@ -176,8 +176,10 @@ def by_ranks(cases: list[Case], console: Console) -> int:
             target.mkdir(exist_ok=True)
             data = str(WRITERS[case.task](target, images=16))  # type: ignore[call-arg]
             plain, ours = (step(case, data, ours=of_ours) for of_ours in (False, True))
+            rounded = step(case, data, ours=True, xpu_bf16_gradients=True)
             table.add_row(str(case), *cells(plain, ours))
-            failures += lost(case, plain, ours)
+            table.add_row(f"{case}, xpu_bf16_gradients", *cells(plain, rounded))
+            failures += lost(case, plain, ours, rounded)
     console.print(table)
     for line in failures:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

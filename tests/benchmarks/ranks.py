@@ -40,16 +40,17 @@ class Step:
 HEADINGS = ["model, optimizer, precision", "collectives a step", "kB in them", "waits a step", "launches a step"]
 
 
-def step(case: Case, data: str, *, ours: bool) -> Step:
+def step(case: Case, data: str, *, ours: bool, **options: Any) -> Step:
     """Train in two processes, and return what a step of the second epoch did on rank 0.
 
     Args:
         case: What is trained.
         data: The data set.
         ours: Whether with this package's trainer, or plain Ultralytics'.
+        **options: More arguments of the training.
     """
     with tempfile.TemporaryDirectory() as directory:
-        asked = {"case": vars(case), "data": data, "ours": ours, "directory": directory}
+        asked = {"case": vars(case), "data": data, "ours": ours, "directory": directory, "options": options}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
         done = subprocess.run(
             [*command, "-m", __name__, json.dumps(asked)],
@@ -72,13 +73,19 @@ def cells(plain: Step, ours: Step) -> list[str]:
     ]
 
 
-def lost(case: Case, plain: Step, ours: Step) -> Iterator[str]:
-    """Say what ours does more often than plain Ultralytics, and where gradients are copied back one by one again."""
+def lost(case: Case, plain: Step, ours: Step, rounded: Step) -> Iterator[str]:
+    """Say where a goal is lost.
+
+    Ours does nothing more often than plain Ultralytics, and copies no gradient back by itself. Gradients that are
+    exchanged in bf16, `rounded`, have half the bytes; the loss, and what a step counts, have no more than before.
+    """
     for name in ("collectives", "kilobytes", "waits"):
         if getattr(ours, name) > getattr(plain, name):
             yield f"{case}, two ranks: {getattr(ours, name):.1f} {name} a step, plain {getattr(plain, name):.1f}"
     if ours.launches > 0.9 * plain.launches:
         yield f"{case}, two ranks: {ours.launches:.0f} launches a step, more than 0.9 x {plain.launches:.0f}"
+    if not 0.5 * ours.kilobytes <= rounded.kilobytes < 0.51 * ours.kilobytes:
+        yield f"{case}, two ranks: {rounded.kilobytes:.0f} kB with xpu_bf16_gradients, {ours.kilobytes:.0f} without"
 
 
 def _train(asked: dict[str, Any]) -> None:
@@ -102,6 +109,7 @@ def _train(asked: dict[str, Any]) -> None:
         "save": False,
         "val": False,
         **({"xpu_log_every": 3600.0} if ours else {}),
+        **asked["options"],
     }
     around = nullcontext if ours else plain_ultralytics
     done = train(case.ours if ours else case.plain, f"{case.model}.yaml", asked["data"], options, around=around)

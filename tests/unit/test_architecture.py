@@ -19,9 +19,10 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "launchers", "transfer", "versions", "patches", "host_kernels", "own_code", "watchdog"}
+    {"errors", "files", "launchers", "versions", "patches", "host_kernels", "own_code", "watchdog"}
     | {"diagnosis", "known_tensors", "remedies", "staging", "telemetry"},
-    {"affinity", "options", "devices", "device_errors", "ranks", "process_group", "elastic", "unused_gpu"},
+    {"affinity", "options", "devices", "device_errors", "ranks", "process_group", "elastic", "transfer"}
+    | {"unused_gpu"},
     {"recovery"},
     {"run"},
     {"numerics", "batches", "stopwatch"},

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import xpu_simulator
-from yolo_xpu_trainer.transfer import to_device
+from xpu_simulator import faults
+from yolo_xpu_trainer.transfer import to_device, to_host
 
 
 def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -80,8 +81,6 @@ def test_nothing_is_packed_where_that_saves_no_copy(xpu: torch.device, count: in
 @pytest.mark.xpu_hardware
 @pytest.mark.parametrize("staged", [0, 100, 1 << 20])
 def test_tensors_of_many_kinds_come_to_the_host_in_order(xpu: torch.device, staged: int) -> None:
-    from yolo_xpu_trainer.transfer import to_host
-
     generator = torch.Generator().manual_seed(0)
     host = [
         torch.rand(3, 4, generator=generator),
@@ -99,3 +98,23 @@ def test_tensors_of_many_kinds_come_to_the_host_in_order(xpu: torch.device, stag
         assert after.dtype == before.dtype
         assert torch.equal(after, before)
         assert after.is_contiguous()
+
+
+@pytest.mark.parametrize("text", [None, "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "UR_RESULT_ERROR_OUT_OF_RESOURCES"])
+def test_where_there_is_no_memory_to_join_tensors_they_are_copied_one_by_one(
+    text: str | None, xpu: torch.device
+) -> None:
+    host = [torch.rand(5), torch.rand(3, 2)]
+    there = [tensor.to(xpu) for tensor in host]
+    faults.out_of_memory(at_launch=1, text=text)
+    with xpu_simulator.count() as counts:
+        found = to_host(there)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, host, strict=True))
+    assert counts.d2h == len(host)
+
+
+def test_another_error_of_the_joining_is_raised(xpu: torch.device) -> None:
+    there = [torch.rand(5).to(xpu), torch.rand(3, 2).to(xpu)]
+    faults.device_lost(at_launch=1)
+    with pytest.raises(RuntimeError, match="DEVICE_LOST"):
+        to_host(there)
