@@ -26,6 +26,7 @@ from yolo_xpu_trainer.policies.tuned import choices
 
 from ..conftest import TrainingData
 
+pytestmark = pytest.mark.usefixtures("channels_last_by_default")
 even = pytest.mark.xpu_profile("made-up-even")
 slow_channels_last = pytest.mark.xpu_profile("made-up-slow-channels-last")
 no_xpu = pytest.mark.xpu_profile("none")

@@ -18,6 +18,7 @@ from .test_channels_last import in_channels_last, spatial
 
 AS_PLAIN = {"optimizer": "AdamW", "amp": False, "seed": 1}
 REASON = "training in NCHW, which is slower, because"
+pytestmark = pytest.mark.usefixtures("channels_last_by_default")
 
 
 def with_model(change: Callable[[Any], Any], plain: bool) -> type:

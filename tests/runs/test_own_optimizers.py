@@ -17,6 +17,8 @@ from .test_own_layouts import around_first, layouts, losses, said
 Change = Callable[[Any, Any], Any]
 """Takes a trainer and the optimizer that Ultralytics built; returns another one, or None."""
 
+pytestmark = pytest.mark.usefixtures("channels_last_by_default")
+
 
 class Signs(torch.optim.Optimizer):
     """Goes by the sign of a running mean, element by element."""

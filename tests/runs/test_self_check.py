@@ -98,6 +98,7 @@ def test_images_of_32_pixels_are_learnt_from_as_by_plain_ultralytics(train: Trai
 
 
 @quirk("wrong_conv_grad")
+@pytest.mark.usefixtures("channels_last_by_default")
 def test_larger_images_are_trained_in_channels_last_all_the_same(train: Train, log: list[logging.LogRecord]) -> None:
     assert look(train, "on_train_start", layouts, imgsz=64) == {True}
     assert not said(log, "training in NCHW")
@@ -110,6 +111,7 @@ def test_pending_results_are_waited_for(train: Train, nothing_known: None) -> No
 
 
 @quirk("slow_channels_last")
+@pytest.mark.usefixtures("channels_last_by_default")
 def test_a_slower_layout_is_not_taken(train: Train, log: list[logging.LogRecord]) -> None:
     assert look(train, "on_train_start", layouts, imgsz=64) == {False}
     (line,) = said(log, "Training in NCHW")
@@ -231,6 +233,7 @@ def test_the_command_ends_with_one_line_and_a_status_of_its_own(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.needs("torch.distributed.is_xccl_available")
 def test_workers_of_several_devices_do_as_their_parent_found(
     yolo: Callable[..., subprocess.CompletedProcess[str]], nothing_known: None
 ) -> None:

@@ -30,6 +30,7 @@ CHOICE = choices.Choice(
     measured="yolo11n, imgsz 640, batch 16",
     date="2026-11-26",
 )
+pytestmark = pytest.mark.usefixtures("channels_last_by_default")
 
 
 @pytest.fixture(autouse=True)

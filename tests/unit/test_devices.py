@@ -245,6 +245,7 @@ def test_several_xpus_are_refused_where_pytorch_has_no_collectives_for_them(
 
 
 @two_xpus
+@pytest.mark.needs("torch.distributed.is_xccl_available")
 def test_several_xpus_share_a_batch_or_say_why_they_can_not(
     build: Build, log: list[logging.LogRecord], xpu: torch.device
 ) -> None:
