@@ -122,7 +122,7 @@ def test_copies_under_way_are_waited_for(train: Train) -> None:
 @pytest.mark.parametrize(
     ("obstacle", "reason"),
     [
-        ({"indices": (0, 1)}, "gradients of several GPUs are averaged within the backward"),
+        ({"world_size": 2}, "gradients of several GPUs are averaged within the backward"),
         ({"compile": True}, "compile=True makes kernels of its own"),
         ({"release": (2, 13)}, f"PyTorch {torch.__version__} has no graphs for training on XPUs; 2.14 has"),
     ],
@@ -132,7 +132,7 @@ def test_a_run_that_can_not_have_graphs_is_told_why(
     obstacle: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch, log: list[logging.LogRecord]
 ) -> None:
     monkeypatch.setattr(graphs, "torch_release", lambda: obstacle.get("release", (2, 14)))
-    run = SimpleNamespace(options={graphs.GRAPHS: True}, indices=obstacle.get("indices", (0,)), is_worker=False)
+    run = SimpleNamespace(options={graphs.GRAPHS: True}, is_worker=False, world_size=obstacle.get("world_size", 1))
     arguments = SimpleNamespace(compile=obstacle.get("compile", False))
     assert graphs.xpu_patches(SimpleNamespace(xpu=run, args=arguments)) == []
     (said,) = lines(log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from .. import devices
 from ..errors import DeviceError
+from ..own_code import source_of
 from ..patches import like, patch, stand_in
 from ..plugins import hooks
 from ..run import Precision, Run
@@ -143,5 +145,32 @@ def ddp_init(original: Callable[..., Any], self: Any, module: Any, *args: Any, *
     original(self, module, *args, **kwargs)
 
 
-PATCHES = [autocast, check_amp, profile_time]
+def _waits_on_a_device(original: Any) -> bool:
+    """Whether ranks wait for each other on a device, whatever the backend, as before 8.3.133."""
+    from ultralytics.utils.torch_utils import torch_distributed_zero_first
+
+    source = source_of(inspect.unwrap(torch_distributed_zero_first))
+    return "device_ids=" in source and "nccl" not in source
+
+
+@stand_in(
+    "ultralytics.utils.torch_utils:dist",
+    why="a rank would wait on the device of its own number, which isn't the run's, or isn't there (ZE_AFFINITY_MASK)",
+    source="ultralytics/utils/torch_utils.py; intel/torch-xpu-ops src/xccl/ProcessGroupXCCL.cpp, barrier",
+    needed=_waits_on_a_device,
+    after=_PROBED,
+    everywhere=False,
+)
+def distributed(run: Any, original: Any) -> Any:
+    """Return a stand-in for `torch.distributed`, whose `barrier` leaves the device to XCCL."""
+
+    def barrier(*args: Any, **kwargs: Any) -> Any:
+        if original.get_backend() != "nccl":
+            kwargs.pop("device_ids", None)
+        return original.barrier(*args, **kwargs)
+
+    return like(original, barrier=barrier)
+
+
+PATCHES = [autocast, check_amp, profile_time, distributed]
 RUN_PATCHES = [torch_with_cuda_devices_as_xpu, ddp_init]

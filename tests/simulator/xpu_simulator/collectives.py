@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
+
+import torch
 
 from . import native
 from .torch_xpu import release
@@ -24,6 +27,7 @@ def install() -> None:
     native.call("install_collectives")
     _show(True)
     vars(c10d)["ProcessGroupXCCL"] = _Group
+    dist.barrier = c10d.barrier = _strict(c10d.barrier)
     register = getattr(c10d, "_register_builtin_xccl_backend", None)
     if register:  # later releases look the backend up; 2.8 knows it by name
         register()
@@ -39,6 +43,23 @@ class _Group:
 
         timeout = getattr(options, "_timeout", c10d.default_pg_timeout)
         return c10d.ProcessGroupGloo(store, rank, size, timeout=timeout)
+
+
+def _strict(barrier: Any) -> Any:
+    """Return `torch.distributed.barrier` as XCCL does it: on the first of `device_ids`, which has to be there.
+
+    Source: torch-xpu-ops, src/xccl/ProcessGroupXCCL.cpp.
+    """
+
+    @functools.wraps(barrier)
+    def strict(group: Any = None, async_op: bool = False, device_ids: Any = None) -> Any:
+        from torch.distributed import distributed_c10d as c10d
+
+        if device_ids and c10d.get_backend(group) == "xccl" and device_ids[0] >= torch.xpu.device_count():
+            raise RuntimeError(f"The device index is out of range. It must be in [0, {torch.xpu.device_count()}).")
+        return barrier(group, async_op, device_ids)
+
+    return strict
 
 
 def remove() -> None:

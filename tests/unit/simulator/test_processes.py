@@ -127,6 +127,14 @@ def test_two_processes_train_with_xccl_and_agree():
         assert counts.h2d["pageable", "blocking"] == 0, counts.h2d_lines
         assert counts.launches_by_op["c10d::allreduce_"] >= 1
 
+        try:
+            dist.barrier(device_ids=[2])
+        except RuntimeError as error:
+            assert "out of range" in str(error)
+        else:
+            raise AssertionError("a device that isn't there can't be waited on")
+        dist.barrier(device_ids=[rank])
+
         mean = next(network.parameters()).detach().clone()
         with xpu_simulator.count() as counts:
             dist.all_reduce(mean)

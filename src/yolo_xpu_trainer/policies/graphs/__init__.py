@@ -48,7 +48,7 @@ def _obstacle(trainer: Any) -> str:
     """Return why a run's model can't be replayed, as far as its arguments tell; "" where it can."""
     if torch_release() < _SINCE or not hasattr(torch.xpu, "XPUGraph"):
         return f"PyTorch {torch.__version__} has no graphs for training on XPUs; 2.14 has"
-    if len(trainer.xpu.indices) > 1:
+    if trainer.xpu.world_size > 1:
         return "gradients of several GPUs are averaged within the backward"
     if getattr(trainer.args, "compile", False):
         return "compile=True makes kernels of its own"
