@@ -41,6 +41,8 @@ class Option(Generic[T]):
         modes: Where it acts: "train", or "all" for validation, prediction and the rest as well.
         words: Words that are values, too, beside those of the option's type.
         tried: Values that `yolo-xpu autotune` may choose among: with none of them another model is trained.
+        measured: Values that `yolo-xpu bench --switches` measures as well: autotune needn't, because the default costs
+            nothing that they save.
         least: The least number that is a value.
         usual: The value on a device where nobody says anything, given its `DeviceInfo`; None where it is the default
             on every device.
@@ -52,6 +54,7 @@ class Option(Generic[T]):
     modes: str = "train"
     words: tuple[str, ...] = ()
     tried: tuple[T, ...] = ()
+    measured: tuple[T, ...] = ()
     least: int = 0
     usual: Callable[[Any], T] | None = None
 

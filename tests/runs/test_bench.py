@@ -345,7 +345,7 @@ def test_switches_take_turns_with_the_defaults(
     arguments = ["--repeats", "2", "--devices", "cpu,xpu", "--precision", "fp32", "--switches", "--output", "out"]
     assert main([*TINY, *arguments]) == 0
     tried = ["channels_last=False", "pin_memory=False", "non_blocking=False", "fused_optimizer=False"]
-    tried += ["prefetch=0", "prefetch=2"]
+    tried += ["prefetch=0", "prefetch=2", "fewer_syncs=False", "foreground_once=False", "host_counters=False"]
     defaults = [("train xpu:0 fp32", who) for who in ("plain", "ours")]
     deterministic = [("train xpu:0 fp32 deterministic=False", who) for who in ("plain", "ours")]
     once = recorded[2 : 2 + 4 + len(tried)]
@@ -378,7 +378,8 @@ def test_switches_without_a_training_on_an_xpu_are_a_note(
 def test_a_switch_reaches_the_training(
     xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CAST_WEIGHTS", "PIN_MEMORY", "NON_BLOCKING", "FUSED_OPTIMIZER", "PREFETCH"):
+    others = ("CAST_WEIGHTS", "PIN_MEMORY", "NON_BLOCKING", "FUSED_OPTIMIZER", "PREFETCH", "FEWER_SYNCS")
+    for name in (*others, "FOREGROUND_ONCE", "HOST_COUNTERS"):
         monkeypatch.setenv(f"YOLO_XPU_{name}", "1")
     monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
     seen: list[tuple[str, bool, bool]] = []

@@ -13,7 +13,7 @@ from ..transfer import to_host
 
 __all__: list[str] = []
 
-HOST_COUNTERS = Option("host_counters", True, "batch normalisation counts its batches on the host")
+HOST_COUNTERS = Option("host_counters", True, "batch normalisation counts its batches on the host", measured=(False,))
 
 
 @hookimpl

@@ -23,7 +23,9 @@ from ..stopwatch import TARGETS, timed
 
 __all__ = ["ForegroundMask"]
 
-FOREGROUND_ONCE = Option("foreground_once", True, "the anchors that a loss calls foreground are found once a step")
+FOREGROUND_ONCE = Option(
+    "foreground_once", True, "the anchors that a loss calls foreground are found once a step", measured=(False,)
+)
 
 
 @hookimpl

@@ -105,7 +105,7 @@ def _switches(report: Report, device: Device) -> list[Switch]:
     """Return what to try on a device, and note what isn't."""
     if device.index is None:
         return []
-    found, notes = switches_of_options(devices.info(device.index))
+    found, notes = switches_of_options(devices.info(device.index), every=True)
     report.notes += [note for note in notes if note not in report.notes]
     return [Switch("deterministic", False), *found]
 

@@ -28,6 +28,7 @@ FEWER_SYNCS = Option(
     "fewer_syncs",
     True,
     "anchors and constants are kept and labels counted on the host, instead of asking the GPU in every step",
+    measured=(False,),
 )
 _SHAPES_KEPT = 32  # multi_scale meets some 20 image sizes
 _CONSTANTS_KEPT = 128
