@@ -102,6 +102,7 @@ def test_bf16_learns_what_it_learns_without_graphs_in_few_launches(train: Train)
         {"amp": "fp16", "val": False},
         {"amp": "bf16", "model": "yolo26n.yaml", "xpu_cast_weights": False, "val": False},
         {"amp": "bf16", "task": "classify", "batch": 3, "dropout": 0.2, "freeze": 3, "optimizer": "MuSGD"},
+        *({"amp": "bf16", "task": task, "val": False} for task in ("segment", "pose", "obb")),
     ],
     ids=str,
 )
