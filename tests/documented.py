@@ -86,7 +86,7 @@ RUN: dict[str, tuple[str, ...]] = {
     "tests/runs/test_ddp.py::test_each_rank_trains_on_a_device_of_its_own": (
         "yolo train model=yolo11n.pt data=coco8.yaml device=xpu:0,1",
     ),
-    "tests/runs/test_launched.py::test_two_nodes_of_two_gpus_end_with_the_same_weights": ("torchrun *",),
+    "tests/runs/test_launched.py::test_two_ranks_end_with_the_weights_of_plain_ultralytics_own_two": ("torchrun *",),
     "tests/runs/test_checkpoints.py::test_a_resumed_run_goes_on_as_upstreams_own_does": (
         "yolo train resume model=runs/detect/train/weights/last.pt",
     ),
