@@ -20,6 +20,8 @@ from yolo_xpu_trainer.devices import XPU_WHEELS
 from yolo_xpu_trainer.plugins import declared_options
 from yolo_xpu_trainer.remedies import PYTORCH_PACKAGES
 
+from .. import documented
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
@@ -168,6 +170,19 @@ def typed(path: Path) -> list[str]:
 
 def commands_of_pages() -> list[tuple[Path, str]]:
     return [(path, command) for path in [README, ROOT / "CONTRIBUTING.md", *pages()] for command in typed(path)]
+
+
+def test_every_command_is_run_by_a_test_or_it_is_known_why_not() -> None:
+    printed = {re.split(r" +# ", command)[0] for _, command in commands_of_pages()}
+    unlisted, stale = documented.untested(printed)
+    assert unlisted == set(), "say in tests/documented.py which test runs it, or why none does"
+    assert stale == set(), "no page prints it any more: take it out of tests/documented.py"
+
+
+def test_each_test_that_runs_a_command_exists() -> None:
+    for test in documented.RUN:
+        path, name = test.split("::")
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), test
 
 
 def check_yolo_xpu(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
