@@ -166,27 +166,33 @@ PROBLEMS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         lambda s: s.package("torchvision", "0.24.0+xpu"),
         "torchvision",
         "doesn't fit",
-        r'"torch==2.14.1\+xpu" "torchvision==0.29.\*" --index-url',
+        r'"torch==2.14.1\+xpu" "torchvision>=0.29" --index-url',
+    ),
+    "a later torchvision than an older PyTorch takes": (
+        lambda s: [s.torch("2.13.0+xpu", xpu="20250300"), s.package("torchvision", "0.29.1+xpu")],
+        "torchvision",
+        "torchvision 0.29.1[+]xpu doesn't fit PyTorch 2.13.0[+]xpu, which needs 0.28",
+        r'"torch==2.13.0\+xpu" "torchvision==0.28.\*" --index-url',
     ),
     "torchvision of another build": (
         lambda s: s.package("torchvision", "0.29.1+cu130"),
         "torchvision",
         "another PyTorch",
-        r"torchvision==0.29.\*",
+        r"torchvision>=0.29",
     ),
     "a torchvision whose files alone tell that it is CUDA's": (
         lambda s: vision(s, "0.29.1+cu130"),
         "torchvision",
         r"0.29.1\+cu130 is built for another PyTorch",
-        r"torchvision==0.29.\*",
+        r"torchvision>=0.29",
     ),
     "a torchvision whose operators can't be loaded": (
         lambda s: s.told.update(ultralytics="RuntimeError: operator torchvision::nms does not exist"),
         "ultralytics",
         "torchvision is built for another PyTorch",
-        r"uninstall -y torchvision.*torchvision==0.29.\*",
+        r"uninstall -y torchvision.*torchvision>=0.29",
     ),
-    "no torchvision": (lambda s: s.uninstall("torchvision"), "torchvision", "isn't installed", r"torchvision==0.29"),
+    "no torchvision": (lambda s: s.uninstall("torchvision"), "torchvision", "isn't installed", "torchvision>=0.29"),
     "no GPU": (nothing_on_the_bus, "gpu", "no Intel GPU", "qualify"),
     "no kernel driver": (
         lambda s: [no_kernel_driver(s), s.remove("/sys/module/xe/version"), (s.root / "sys/module/xe").rmdir()],
@@ -1003,6 +1009,14 @@ def test_the_page_names_every_check_and_option() -> None:
     doctor.add_arguments(parser)
     options = set(re.findall(r"--[a-z]+", parser.format_help()))
     assert options == set(re.findall(r"(?<=`)--[a-z]+", text))
+
+
+@pytest.mark.parametrize(("torch", "vision"), [("2.15.0", "0.29.2"), ("2.14.1", "0.30.0"), ("2.13.0", "0.28.0")])
+def test_since_its_abi_is_stable_a_torchvision_fits_any_later_pytorch(setup: Setup, torch: str, vision: str) -> None:
+    setup.torch(f"{torch}+xpu", xpu="20250300")
+    setup.package("torchvision", f"{vision}+xpu")
+    result = next(result for result in examine(setup) if result.check.name == "torchvision")
+    assert result.diagnosis.seen == f"torchvision {vision}+xpu fits"
 
 
 def test_another_build_without_torchvision_is_replaced_rather_than_added_to(setup: Setup) -> None:

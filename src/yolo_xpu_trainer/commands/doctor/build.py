@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from dataclasses import dataclass
 from importlib.metadata import Distribution
@@ -16,7 +17,11 @@ __all__ = ["CHECKS", "Build", "build", "of_vision", "reinstall"]
 
 _LEAST_PYTHON = (3, 10)
 _ARCHITECTURES = {"x86_64", "amd64"}
-_TORCHVISION_IS_AHEAD = 15  # torch 2.14 goes with torchvision 0.29: so since 2.0
+_TORCHVISION_IS_AHEAD = 15  # torch 2.13 goes with torchvision 0.28, and with no other: so since 2.0
+_STABLE_ABI = (
+    (2, 14),
+    (0, 29),
+)  # from these releases on any later torch will do: torchvision 0.29.1 requires torch>=2.14
 _INTEL_LIBRARIES = re.compile(
     r"(intel[-_].*|mkl|dpcpp[-_].*|onemkl[-_].*|tcmlib|umf|oneccl|impi[-_]rt|pyzes|.*triton.*)"
 )
@@ -233,16 +238,25 @@ def _torchvision(machine: Machine) -> Diagnosis:
         return problem("torchvision isn't installed, which Ultralytics needs", *of_vision(found))
     version = _version_of_vision(machine) or vision.version
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    expected = (0, found.release[1] + _TORCHVISION_IS_AHEAD)
     label = version.partition("+")[2]
-    if found.release[0] == 2 and numbers != expected:
-        wanted = ".".join(map(str, expected))
+    least, most = _visions(found.release)
+    if found.release[0] == 2 and not least <= numbers <= most:
+        wanted = ".".join(map(str, least)) + (" or later" if most > least else "")
         return problem(
             f"torchvision {version} doesn't fit PyTorch {found.version}, which needs {wanted}", *of_vision(found)
         )
     if found.kind == "XPU" and label and "xpu" not in label:
         return problem(f"torchvision {version} is built for another PyTorch than {found.version}", *of_vision(found))
     return ok(f"torchvision {version} fits")
+
+
+def _visions(torch: tuple[int, ...]) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Return the first and the last release of torchvision that fit a release of PyTorch."""
+    stable_torch, stable_vision = _STABLE_ABI
+    if torch >= stable_torch:
+        return stable_vision, (math.inf, math.inf)
+    only = (0, torch[1] + _TORCHVISION_IS_AHEAD)
+    return only, only
 
 
 def _version_of_vision(machine: Machine) -> str:
@@ -255,7 +269,8 @@ def of_vision(found: Build) -> tuple[str, ...]:
     """Return the commands that install the torchvision that fits a PyTorch."""
     if found.kind != "XPU" or len(found.release) < 2:
         return replace_build()
-    pinned = f"torchvision==0.{found.release[1] + _TORCHVISION_IS_AHEAD}.*"
+    (major, minor), last = _visions(found.release)
+    pinned = f"torchvision>={major}.{minor}" if math.inf in last else f"torchvision=={major}.{minor}.*"
     return (
         "python -m pip uninstall -y torchvision",
         f'python -m pip install "torch=={found.version}" "{pinned}" --index-url {XPU_INDEX}',
