@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import torch_utils
 
 from yolo_xpu_trainer import XPUDetectionTrainer, unused_gpu
+from yolo_xpu_trainer.diagnosis import Machine, gpus, registry
 
 from ..conftest import TrainingData
 from ..machines import Setup
@@ -77,6 +81,101 @@ def test_a_gpu_that_pytorch_does_not_list_is_not_spoken_of(
     setup: Setup, log: list[logging.LogRecord], device: str
 ) -> None:
     setup.gpu(device, "i915")
+    torch_utils.select_device("")
+    assert said(log) == []
+
+
+def test_on_windows_the_registry_is_asked(setup: Setup, log: list[logging.LogRecord]) -> None:
+    setup.on_windows()
+    setup.adapters = [r"pci\ven_8086&dev_7d55&subsys_00341414", r"PCI\VEN_10DE&DEV_2684", r"PCI\VEN_8086&DEV_56A0"]
+    torch_utils.select_device("")
+    (line,) = said(log)
+    assert "XPU: Arc A (Alchemist) [8086:56a0] isn't used, because this PyTorch" in line  # the card comes first
+    assert "pip uninstall -y torch" in line
+
+
+@pytest.mark.parametrize(
+    "adapters", [[], [r"PCI\CC_0300"], [r"PCI\VEN_8086&DEV_A780"], [r"PCI\VEN_10DE&DEV_2684", r"USB\VID_17E9&PID_4307"]]
+)
+def test_windows_without_a_gpu_that_qualifies_is_not_spoken_of(
+    setup: Setup, log: list[logging.LogRecord], adapters: list[str]
+) -> None:
+    setup.on_windows()
+    setup.adapters = adapters
+    torch_utils.select_device("")
+    assert said(log) == []
+
+
+class FakedRegistry(ModuleType):
+    """Windows' module, whose keys are a tree of dictionaries. A subkey without values may not be opened."""
+
+    HKEY_LOCAL_MACHINE = "machine"
+
+    def __init__(self, key: str, subkeys: dict[str, dict[str, Any]]) -> None:
+        super().__init__("winreg")
+        self.key, self.subkeys = key, subkeys
+
+    @contextmanager
+    def OpenKey(self, opened: Any, name: str) -> Iterator[Any]:  # noqa: N802  (its name in Windows)
+        if isinstance(opened, dict):
+            found = opened.get(name)
+        else:
+            found = self.subkeys if (opened, name) == (self.HKEY_LOCAL_MACHINE, self.key) else None
+        if not found:
+            raise PermissionError(5, "Access is denied") if found == {} else FileNotFoundError(2, name)
+        yield found
+
+    def QueryInfoKey(self, opened: Any) -> tuple[int, int, int]:  # noqa: N802
+        return len(opened), 0, 0
+
+    def EnumKey(self, opened: Any, index: int) -> str:  # noqa: N802
+        return list(opened)[index]
+
+    def QueryValueEx(self, opened: Any, name: str) -> tuple[Any, int]:  # noqa: N802
+        if name not in opened:
+            raise FileNotFoundError(2, name)
+        return opened[name], 1
+
+
+def test_windows_adapters_are_read_where_some_may_not_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+    subkeys = {
+        "0000": {"MatchingDeviceId": r"PCI\VEN_8086&DEV_E20B", "DriverDesc": "Intel(R) Arc(TM) B580 Graphics"},
+        "0001": {"DriverDesc": "without an id"},
+        "0002": {"MatchingDeviceId": 7},
+        "Configuration": {"x": "y"},
+        "Properties": {},
+        "0003": {"MatchingDeviceId": r"PCI\VEN_8086&DEV_A780"},
+    }
+    monkeypatch.setitem(sys.modules, "winreg", FakedRegistry(key, subkeys))
+    assert gpus.of_registry(Machine(system="Windows")) == ["e20b", "a780"]
+    assert registry.values(key, "MatchingDeviceId") == [r"PCI\VEN_8086&DEV_E20B", r"PCI\VEN_8086&DEV_A780"]
+    assert registry.values(r"SYSTEM\Nothing", "MatchingDeviceId") == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has a registry")
+def test_without_a_registry_there_are_no_adapters() -> None:
+    assert gpus.of_registry(Machine()) == []
+
+
+@pytest.mark.parametrize("driver", ["iigd_dch.inf_amd64_d8bdffa26077ee9a", "iigd_dch_d.inf_amd64_59943e79877d96f1"])
+@pytest.mark.parametrize("has_dri", [False, True])
+def test_in_wsl_the_drivers_that_windows_hands_over_are_looked_at(
+    setup: Setup, log: list[logging.LogRecord], driver: str, has_dri: bool
+) -> None:
+    setup.in_wsl()
+    setup.file(f"/usr/lib/wsl/drivers/{driver}/libze_intel_gpu.so.1")
+    if has_dri:  # of a virtual display
+        setup.file("/dev/dri/renderD128")
+    torch_utils.select_device("")
+    (line,) = said(log)
+    assert "XPU: an Intel GPU of Windows, which qualifies if https://" in line
+    assert "pip uninstall -y torch" in line
+
+
+def test_a_wsl_with_another_vendors_gpu_is_not_spoken_of(setup: Setup, log: list[logging.LogRecord]) -> None:
+    setup.in_wsl()
+    setup.file("/usr/lib/wsl/drivers/nv_dispi.inf_amd64_0d2a33dd67a36577/libcuda.so.1")
     torch_utils.select_device("")
     assert said(log) == []
 

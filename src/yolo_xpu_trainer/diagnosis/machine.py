@@ -13,7 +13,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any, Literal
 
-from . import children
+from . import children, registry
 
 __all__ = ["Machine", "Probe"]
 
@@ -66,6 +66,7 @@ class Machine:
         packages: The directories in which it looks for packages.
         folder: The working directory.
         children: Runs child processes.
+        registry: Reads Windows' registry.
         can_open: Whether this user may read and write a device file.
         groups: The ids of this process's groups.
         usage: The bytes that a path's file system has, and has free.
@@ -84,6 +85,7 @@ class Machine:
     packages: tuple[Path, ...] = field(default_factory=lambda: tuple(Path(p) for p in sys.path if p))
     folder: Path = field(default_factory=Path.cwd)
     children: children.Children = children.lines
+    registry: registry.Registry = registry.values
     can_open: Callable[[Path], bool] = _can_open
     groups: frozenset[int] = field(default_factory=_groups)
     usage: Callable[[Path], tuple[int, int]] = _usage
