@@ -768,6 +768,51 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "1.0 GiB",
         "workers=1",
     ),
+    "a container with little memory": (
+        lambda s: [
+            s.file("/proc/self/cgroup", "0::/\n"),
+            s.file("/sys/fs/cgroup/memory.max", str(2 * GIB)),
+            s.file("/sys/fs/cgroup/memory.current", str(GIB)),
+            s.file("/sys/fs/cgroup/memory.stat", f"file 7\ninactive_file {GIB // 2}\n"),
+        ],
+        "host-memory",
+        "1.5 GiB",
+        "workers=1",
+    ),
+    "a process that may use some processors only": (
+        lambda s: s.more.update(processors=64, usable_processors=6),
+        "loader-workers",
+        "starts 8 workers .*, but 6 of 64 processors",
+        "workers=6",
+    ),
+    "a container with little processor time": (
+        lambda s: [s.file("/proc/self/cgroup", "0::/\n"), s.file("/sys/fs/cgroup/cpu.max", "250000 100000\n")],
+        "loader-workers",
+        "but 2 of 16 processors",
+        "workers=2",
+    ),
+    "a service whose slice has little processor time": (
+        lambda s: [
+            s.file("/proc/self/cgroup", "1:name=systemd:/x\n0::/user.slice/session.scope\n"),
+            s.file("/sys/fs/cgroup/user.slice/cpu.max", "50000 100000\n"),
+            s.file("/sys/fs/cgroup/user.slice/session.scope/cpu.max", "max 100000\n"),
+        ],
+        "loader-workers",
+        "but 1 of 16 processors",
+        "workers=1",
+    ),
+    "a host with little memory for workers": (
+        lambda s: s.file("/proc/meminfo", "MemAvailable: 3500000 kB"),
+        "loader-workers",
+        "but 3.3 GiB of memory are free",
+        "workers=4",
+    ),
+    "few open files": (
+        lambda s: s.more.update(open_files=200, usable_processors=7),
+        "loader-workers",
+        r"but 7 of 16 processors may be used, and 200 files may be open at once \(`ulimit -n`\)",
+        "workers=3.*`ulimit -n 4096`",
+    ),
     "little shared memory": (
         lambda s: [
             s.file("/run/.containerenv"),
@@ -784,6 +829,23 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "project=",
     ),
 }
+
+
+@pytest.mark.parametrize("processors", [1, 4, 16])
+def test_as_many_workers_as_ultralytics_starts_are_right_where_nothing_is_limited(
+    setup: Setup, processors: int
+) -> None:
+    setup.more.update(processors=processors, usable_processors=processors)
+    found = next(result for result in examine(setup) if result.check.name == "loader-workers")
+    assert (found.verdict, found.diagnosis.seen.partition(":")[0]) == (Verdict.OK, f"{min(8, processors)} workers")
+
+
+def test_on_windows_workers_are_compared_with_the_processors_alone(setup: Setup) -> None:
+    setup.on_windows()
+    (setup.root / "proc/meminfo").unlink()
+    setup.more.update(open_files=None)
+    found = next(result for result in examine(setup) if result.check.name == "loader-workers")
+    assert (found.verdict, found.diagnosis.seen) == (Verdict.OK, "8 workers: 16 of 16 processors may be used")
 
 
 @pytest.mark.parametrize("name", WARNINGS)

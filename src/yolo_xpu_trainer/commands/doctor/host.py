@@ -6,19 +6,27 @@ import re
 from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, not_applicable, ok, problem, warning
+from . import cgroups
 from .kernel import container
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "available_memory"]
 
 _GIB = 1 << 30
 _MEMORY, _SHARED, _DISK, _FULL = 2 * _GIB, _GIB, 5 * _GIB, _GIB // 4
 
 
-def _host_memory(machine: Machine) -> Diagnosis:
+def available_memory(machine: Machine) -> int | None:
+    """Return how many bytes of the host's memory this process can have, None where it isn't told."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", machine.read("/proc/meminfo"), re.MULTILINE)
-    if not found:
+    left = cgroups.memory(machine)
+    told = [int(found[1]) << 10 if found else None, left]
+    return min((size for size in told if size is not None), default=None)
+
+
+def _host_memory(machine: Machine) -> Diagnosis:
+    available = available_memory(machine)
+    if available is None:
         return not_applicable("can't tell: there is no /proc/meminfo")
-    available = int(found[1]) << 10
     if available < _MEMORY:
         return warning(
             f"{available / _GIB:.1f} GiB of the host's memory are free",
