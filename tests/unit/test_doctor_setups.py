@@ -1074,6 +1074,39 @@ def test_another_build_without_torchvision_is_replaced_rather_than_added_to(setu
     assert re.search(WHEELS, " ".join(result.diagnosis.fix))
 
 
+def shown(setup: Setup, check: str, width: int) -> str:
+    text = io.StringIO()
+    results = [result for result in examine(setup) if result.check.name == check]
+    render.show(Console(file=text, width=width), results, everything=True)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_no_width_of_a_terminal_cuts_names_in_tables_off(setup: Setup, width: int) -> None:
+    target, source = "utils.torch_utils:a_function_with_a_long_name", "ultralytics/utils/torch_utils.py"
+    row = [f"ultralytics.{target}", "active", "it computes on the host", source]
+    setup.told["patches"] = {"process": [row], "training": []}
+    text = shown(setup, "patches", width)
+    assert target in text
+    assert source in text
+    assert "…" not in text
+    assert ("│ active" in text) == (width == 200)  # a table where there is room for one
+
+
+def test_a_patch_that_is_not_active_says_why(setup: Setup) -> None:
+    setup.told["patches"] = {
+        "process": [["ultralytics.utils:a", "not needed", "why", "where"]],
+        "training": [["ultralytics.utils:b", "not there", "why", "where"], ["torch:c", "wanted", "why", "where"]],
+    }
+    found = next(result for result in examine(setup) if result.check.name == "patches").diagnosis
+    assert [row[:2] for row in found.table[1:]] == [
+        ("utils:a", "not needed: this Ultralytics does it otherwise"),
+        ("utils:b", "not needed: this Ultralytics has no such function"),
+        ("torch:c", "wanted, while a detector trains"),
+    ]
+    assert found.seen == "0 active, 1 more while a detector trains, 2 not needed here"
+
+
 # What others read
 
 
