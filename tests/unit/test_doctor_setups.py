@@ -1107,6 +1107,25 @@ def test_a_patch_that_is_not_active_says_why(setup: Setup) -> None:
     assert found.seen == "0 active, 1 more while a detector trains, 2 not needed here"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_disk_is_the_one_that_ultralytics_writes_runs_to(setup: Setup, is_there: bool) -> None:
+    clone = setup.root / "home/someone/clone"
+    (clone / "runs" if is_there else clone).mkdir(parents=True)
+    setup.told["ultralytics"] = {"version": "8.4.190", "runs": str(clone / "runs")}
+    of_runs = clone / "runs" if is_there else clone
+    setup.more.update(usage=lambda path: (100 * GIB, GIB if path == of_runs else 50 * GIB))
+    found = next(result for result in examine(setup) if result.check.name == "disk")
+    assert (found.verdict, found.diagnosis.seen) == (Verdict.WARNING, "1.0 GiB are free where runs are written")
+    assert "runs_dir" in found.diagnosis.advice
+
+
+def test_where_ultralytics_cannot_be_asked_the_disk_is_the_working_directorys(setup: Setup) -> None:
+    setup.told["ultralytics"] = "ImportError: x"
+    setup.more.update(usage=lambda path: (100 * GIB, GIB if path == setup.work else 50 * GIB))
+    found = next(result for result in examine(setup) if result.check.name == "disk")
+    assert found.verdict is Verdict.WARNING
+
+
 # What others read
 
 

@@ -51,24 +51,35 @@ def _shared_memory(machine: Machine) -> Diagnosis:
     return warning(seen, "sudo mount -o remount,size=8G /dev/shm", advice="Or train with workers=0.")
 
 
+def _runs(machine: Machine) -> Path:
+    """Return where Ultralytics writes runs, or the directory nearest above it that is there.
+
+    Where Python's environment is inside a clone, that is inside the clone, too, whatever the working directory is.
+    """
+    probe = machine.probe("ultralytics")
+    runs = str(probe.value["runs"]) if probe.state == "ok" else ""
+    path = machine.folder / runs  # by itself where it is absolute
+    return next((each for each in (path, *path.parents) if each.exists()), machine.folder)
+
+
 def _disk(machine: Machine) -> Diagnosis:
-    path: Path = machine.folder
     try:
-        _, free = machine.usage(path)
+        _, free = machine.usage(_runs(machine))
     except OSError as error:
         return not_applicable(f"can't tell: {error.strerror}")
     if free < _DISK:
         said = problem if free < _FULL else warning
         return said(
             f"{free / _GIB:.1f} GiB are free where runs are written",
-            advice="Free some, or name another disk by project=…: checkpoints are written in every epoch.",
+            advice="Free some, or name another disk by project=…: checkpoints are written in every epoch. `yolo "
+            "settings` names the folder as runs_dir.",
         )
-    return ok(f"{free / _GIB:.0f} GiB free")
+    return ok(f"{free / _GIB:.0f} GiB free where runs are written")
 
 
 CHECKS = (
     DoctorCheck("host-memory", "the host's free memory", _host_memory),
     DoctorCheck("shared-memory", "/dev/shm, which data loaders' workers need", _shared_memory),
-    DoctorCheck("disk", "free space where runs are written", _disk),
+    DoctorCheck("disk", "free space where runs are written", _disk, ("ultralytics",)),
 )
 """The checks."""
