@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +16,6 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import torch_utils
 
 from yolo_xpu_trainer import XPUDetectionTrainer, unused_gpu
-from yolo_xpu_trainer.diagnosis import Machine, gpus, registry
 
 from ..conftest import TrainingData
 from ..machines import Setup
@@ -104,58 +100,6 @@ def test_windows_without_a_gpu_that_qualifies_is_not_spoken_of(
     setup.adapters = adapters
     torch_utils.select_device("")
     assert said(log) == []
-
-
-class FakedRegistry(ModuleType):
-    """Windows' module, whose keys are a tree of dictionaries. A subkey without values may not be opened."""
-
-    HKEY_LOCAL_MACHINE = "machine"
-
-    def __init__(self, key: str, subkeys: dict[str, dict[str, Any]]) -> None:
-        super().__init__("winreg")
-        self.key, self.subkeys = key, subkeys
-
-    @contextmanager
-    def OpenKey(self, opened: Any, name: str) -> Iterator[Any]:  # noqa: N802  (its name in Windows)
-        if isinstance(opened, dict):
-            found = opened.get(name)
-        else:
-            found = self.subkeys if (opened, name) == (self.HKEY_LOCAL_MACHINE, self.key) else None
-        if not found:
-            raise PermissionError(5, "Access is denied") if found == {} else FileNotFoundError(2, name)
-        yield found
-
-    def QueryInfoKey(self, opened: Any) -> tuple[int, int, int]:  # noqa: N802
-        return len(opened), 0, 0
-
-    def EnumKey(self, opened: Any, index: int) -> str:  # noqa: N802
-        return list(opened)[index]
-
-    def QueryValueEx(self, opened: Any, name: str) -> tuple[Any, int]:  # noqa: N802
-        if name not in opened:
-            raise FileNotFoundError(2, name)
-        return opened[name], 1
-
-
-def test_windows_adapters_are_read_where_some_may_not_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
-    subkeys = {
-        "0000": {"MatchingDeviceId": r"PCI\VEN_8086&DEV_E20B", "DriverDesc": "Intel(R) Arc(TM) B580 Graphics"},
-        "0001": {"DriverDesc": "without an id"},
-        "0002": {"MatchingDeviceId": 7},
-        "Configuration": {"x": "y"},
-        "Properties": {},
-        "0003": {"MatchingDeviceId": r"PCI\VEN_8086&DEV_A780"},
-    }
-    monkeypatch.setitem(sys.modules, "winreg", FakedRegistry(key, subkeys))
-    assert gpus.of_registry(Machine(system="Windows")) == ["e20b", "a780"]
-    assert registry.values(key, "MatchingDeviceId") == [r"PCI\VEN_8086&DEV_E20B", r"PCI\VEN_8086&DEV_A780"]
-    assert registry.values(r"SYSTEM\Nothing", "MatchingDeviceId") == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has a registry")
-def test_without_a_registry_there_are_no_adapters() -> None:
-    assert gpus.of_registry(Machine()) == []
 
 
 @pytest.mark.parametrize("driver", ["iigd_dch.inf_amd64_d8bdffa26077ee9a", "iigd_dch_d.inf_amd64_59943e79877d96f1"])
