@@ -615,6 +615,15 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "on Arc B",
         "26.22",
     ),
+    "that driver with several GPUs, which the next one has trouble with": (
+        lambda s: [
+            s.torch("2.13.0+xpu"),
+            s.told.update(devices=devices(*[device(driver="1.14.37020+3", id=0x64A0)] * 2)),
+        ],
+        "driver-version",
+        "on Arc B",
+        "^It was right .*Take another PyTorch: .*compute-runtime#922",
+    ),
     "4 GiB refused by kernels that can't address it": (
         lambda s: [s.torch("2.7.1+xpu"), s.told["memory"][0].update(large="Tried to allocate 4.00 GiB")],
         "large-allocation",
@@ -1105,6 +1114,23 @@ def test_a_patch_that_is_not_active_says_why(setup: Setup) -> None:
         ("torch:c", "wanted, while a detector trains"),
     ]
     assert found.seen == "0 active, 1 more while a detector trains, 2 not needed here"
+
+
+@pytest.mark.parametrize(
+    ("version", "reported"),
+    [
+        ("2.8.0+xpu", {"pytorch#159974", "torch-xpu-ops#1861", "torch-xpu-ops#3940"}),
+        ("2.9.1+xpu", {"torch-xpu-ops#3940"}),
+        ("2.12.0+xpu", {"physical-ai-studio#440", "torch-xpu-ops#3940"}),
+        ("2.15.0+xpu", {"physical-ai-studio#440"}),
+    ],
+)
+def test_what_was_reported_of_a_release_that_is_fit_is_told(setup: Setup, version: str, reported: set[str]) -> None:
+    setup.torch(version)
+    found = next(result for result in examine(setup) if result.check.name == "torch-release")
+    assert found.verdict is Verdict.OK
+    assert set(re.findall(r"[\w-]+#\d+", found.diagnosis.seen)) == reported
+    assert version in found.diagnosis.seen
 
 
 @pytest.mark.parametrize("is_there", [True, False])
