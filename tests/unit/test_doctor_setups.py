@@ -840,6 +840,19 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
 }
 
 
+def test_windows_gpus_that_arent_listed_are_named(setup: Setup) -> None:
+    setup.on_windows()
+    setup.no_xpu()
+    setup.windows = "Intel(R) UHD Graphics 770|32.0.101.7076"
+    setup.adapters = [r"PCI\VEN_10DE&DEV_2684", r"PCI\VEN_8086&DEV_A780"]
+    found = next(result for result in examine(setup) if result.check.name == "gpu")
+    assert found.verdict is Verdict.WARNING
+    assert "[8086:a780]: not among the GPUs" in found.diagnosis.seen
+    setup.adapters.append(r"PCI\VEN_8086&DEV_56A0")
+    found = next(result for result in examine(setup) if result.check.name == "gpu")
+    assert found.verdict is Verdict.OK
+
+
 @pytest.mark.parametrize("processors", [1, 4, 16])
 def test_as_many_workers_as_ultralytics_starts_are_right_where_nothing_is_limited(
     setup: Setup, processors: int
