@@ -120,6 +120,7 @@ class Setup:
         self.site.mkdir()
         self.told = answers()
         self.windows = f"{B580}|32.0.101.8250"
+        self.adapters: list[str] = []
         self.more: dict[str, Any] = {}
         self.environ: dict[str, str] = {"PATH": "/usr/bin", "USER": "someone"}
         self.gpu("e20b", "xe")
@@ -218,6 +219,7 @@ class Setup:
     def on_windows(self) -> None:
         """Make it a Windows machine."""
         self.file("/Windows/System32/ze_loader.dll")
+        self.adapters = [r"PCI\VEN_8086&DEV_E20B"]
         self.more |= {"system": "Windows", "kernel": "10", "processor": "AMD64"}
 
     def in_wsl(self) -> None:
@@ -235,6 +237,9 @@ class Setup:
             "can_open": lambda path: True,
             "groups": frozenset({1000}),
             "usage": lambda path: (100 * GIB, 50 * GIB),
+            "processors": 16,
+            "usable_processors": 16,
+            "open_files": 1024,
             "python": (3, 12, 3),
             "bits": 64,
             "executable": "/home/someone/.venv/bin/python",
@@ -245,5 +250,6 @@ class Setup:
             packages=(self.site,),
             folder=self.work,
             children=child(self.told, self.windows),
+            registry=lambda key, name: self.adapters,
             **(defaults | self.more),
         )

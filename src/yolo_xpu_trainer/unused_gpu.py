@@ -1,7 +1,7 @@
 """An Intel GPU in this machine that this PyTorch can't use, since its build has no XPU support: said once a process.
 
-Without it a forgotten XPU wheel is a training on the CPU, in which nothing says XPU. Looked for on Linux only, in a few
-small files of the kernel (1 ms); Windows would have to be asked by a program.
+Without it a forgotten XPU wheel is a training on the CPU, in which nothing says XPU. Looked for in a few small files of
+the kernel, in Windows' registry, or among the drivers that Windows hands to WSL (1 ms): no program is started.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 
 from . import devices
 from .diagnosis import Machine
-from .diagnosis.gpus import gpus
+from .diagnosis.gpus import described, family_of, gpus, has_driver_of_wsl, of_registry
+from .remedies import HARDWARE
 
 __all__ = ["leave_unsaid", "tell"]
 
@@ -43,12 +44,22 @@ def leave_unsaid() -> None:
 
 
 def _tell() -> None:
-    machine = Machine()
-    if not machine.glob("/dev/dri", "renderD*"):
-        return
-    found = [gpu for gpu in gpus(machine) if gpu.family.listed]
+    found = _found(Machine())
     if found and (problem := devices.why_none()):
         _LOGGER.warning(
-            f"XPU: {found[0]} isn't used, because {problem.seen}: this runs on the CPU. {problem.remedy} "
+            f"XPU: {found} isn't used, because {problem.seen}: this runs on the CPU. {problem.remedy} "
             "`yolo-xpu init` says more; with device='cpu' this isn't said."
         )
+
+
+def _found(machine: Machine) -> str:
+    """Name a GPU that PyTorch supports and the system has a driver for, "" where there is none."""
+    if machine.is_windows:
+        found = [described(device) for device in of_registry(machine) if family_of(device).listed]
+    elif machine.glob("/dev/dri", "renderD*"):
+        found = [str(gpu) for gpu in gpus(machine) if gpu.family.listed]
+    else:
+        found = []
+    if not found and has_driver_of_wsl(machine):  # which may have a /dev/dri without a GPU
+        return f"an Intel GPU of Windows, which qualifies if {HARDWARE} lists it,"
+    return found[0] if found else ""

@@ -73,12 +73,24 @@ class Outcome:
     seconds: float
 
 
+def suite(seconds: float, folder: Path = ROOT) -> Part:
+    """Return the part that runs a folder's tests of the device.
+
+    pytest tells why tests failed at its end only. So it ends in time: no test begins late, one that doesn't end is
+    ended where Python can, and what a test is waiting for is printed before, in case it can't.
+    """
+    limits = (f"--session-timeout={seconds * 5 / 6:g}", f"--timeout={seconds * 2 / 5:g}")
+    waiting = ("-o", f"faulthandler_timeout={seconds / 3:g}")
+    command = (sys.executable, "-m", "pytest", "-m", "xpu_hardware", "-v", "--tb=short", *limits, *waiting)
+    return Part("tests", command, seconds, folder=folder)
+
+
 _YOLO_XPU = (sys.executable, "-m", "yolo_xpu_trainer")
 _BENCH = ("bench", "--devices", "xpu", "--precision", "fp32,bf16", "--steps", "8", "--repeats", "1")
 PARTS = (
     Part("doctor", (*_YOLO_XPU, "doctor", "--verbose", "--report", "doctor.md"), 60, fine=(0, 1)),
     Part("numerics", (*_YOLO_XPU, "doctor", "--numerics"), 180),
-    Part("tests", (sys.executable, "-m", "pytest", "-m", "xpu_hardware", "-v", "--tb=short"), 360, folder=ROOT),
+    suite(360),
     Part("bench", (*_YOLO_XPU, *_BENCH, "--output", "bench"), 300),
 )
 

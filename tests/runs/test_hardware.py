@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import sys
 import time
 import zipfile
@@ -15,7 +16,7 @@ import pytest
 
 from yolo_xpu_trainer import commands
 
-from ..hardware.__main__ import PARTS, ROOT, Part, main
+from ..hardware.__main__ import PARTS, ROOT, Part, main, suite
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,26 @@ def test_parts_that_fail_hang_or_cannot_start_end_no_other_part(
     printed = capsys.readouterr().out
     assert "Not as it should be: crashes, hangs, missing" in printed
     assert "Attach " in printed
+
+
+def test_a_suite_that_takes_too_long_tells_why_tests_failed(tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = xpu_hardware: a test of the device\n")
+    (folder / "test_stub.py").write_text(
+        "import time\nimport pytest\n\n"
+        "pytestmark = pytest.mark.xpu_hardware\n\n\n"
+        "def test_fails():\n    assert 'computed' == 'expected'\n\n\n"
+        "def test_hangs():\n    time.sleep(600)\n\n\n"
+        "@pytest.mark.parametrize('i', range(40))\ndef test_is_slow(i):\n    time.sleep(1)\n"
+    )
+    assert main(["--output", str(tmp_path / "out")], [suite(30, folder)]) == 1
+    files = bundle(tmp_path / "out")
+    assert "| tests | FAILED | ended with status" in files["summary.md"]  # and not by the script
+    told = files["tests.txt"]
+    assert "AssertionError: assert 'computed' == 'expected'" in told
+    assert re.search(r"Timeout \(0:00:10\)!(.*\n)+?.* in test_hangs\b", told)  # printed while it hung
+    assert "test_is_slow[39]" not in told
 
 
 def test_the_bundle_names_neither_the_user_nor_paths_but_our_tests(

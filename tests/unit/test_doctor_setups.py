@@ -621,6 +621,15 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "on Arc B",
         "26.22",
     ),
+    "that driver with several GPUs, which the next one has trouble with": (
+        lambda s: [
+            s.torch("2.13.0+xpu"),
+            s.told.update(devices=devices(*[device(driver="1.14.37020+3", id=0x64A0)] * 2)),
+        ],
+        "driver-version",
+        "on Arc B",
+        "^It was right .*Take another PyTorch: .*compute-runtime#922",
+    ),
     "4 GiB refused by kernels that can't address it": (
         lambda s: [s.torch("2.7.1+xpu"), s.told["memory"][0].update(large="Tried to allocate 4.00 GiB")],
         "large-allocation",
@@ -774,6 +783,51 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "1.0 GiB",
         "workers=1",
     ),
+    "a container with little memory": (
+        lambda s: [
+            s.file("/proc/self/cgroup", "0::/\n"),
+            s.file("/sys/fs/cgroup/memory.max", str(2 * GIB)),
+            s.file("/sys/fs/cgroup/memory.current", str(GIB)),
+            s.file("/sys/fs/cgroup/memory.stat", f"file 7\ninactive_file {GIB // 2}\n"),
+        ],
+        "host-memory",
+        "1.5 GiB",
+        "workers=1",
+    ),
+    "a process that may use some processors only": (
+        lambda s: s.more.update(processors=64, usable_processors=6),
+        "loader-workers",
+        "starts 8 workers .*, but 6 of 64 processors",
+        "workers=6",
+    ),
+    "a container with little processor time": (
+        lambda s: [s.file("/proc/self/cgroup", "0::/\n"), s.file("/sys/fs/cgroup/cpu.max", "250000 100000\n")],
+        "loader-workers",
+        "but 2 of 16 processors",
+        "workers=2",
+    ),
+    "a service whose slice has little processor time": (
+        lambda s: [
+            s.file("/proc/self/cgroup", "1:name=systemd:/x\n0::/user.slice/session.scope\n"),
+            s.file("/sys/fs/cgroup/user.slice/cpu.max", "50000 100000\n"),
+            s.file("/sys/fs/cgroup/user.slice/session.scope/cpu.max", "max 100000\n"),
+        ],
+        "loader-workers",
+        "but 1 of 16 processors",
+        "workers=1",
+    ),
+    "a host with little memory for workers": (
+        lambda s: s.file("/proc/meminfo", "MemAvailable: 3500000 kB"),
+        "loader-workers",
+        "but 3.3 GiB of memory are free",
+        "workers=4",
+    ),
+    "few open files": (
+        lambda s: s.more.update(open_files=200, usable_processors=7),
+        "loader-workers",
+        r"but 7 of 16 processors may be used, and 200 files may be open at once \(`ulimit -n`\)",
+        "workers=3.*`ulimit -n 4096`",
+    ),
     "little shared memory": (
         lambda s: [
             s.file("/run/.containerenv"),
@@ -790,6 +844,36 @@ WARNINGS: dict[str, tuple[Callable[[Setup], Any], str, str, str]] = {
         "project=",
     ),
 }
+
+
+def test_windows_gpus_that_arent_listed_are_named(setup: Setup) -> None:
+    setup.on_windows()
+    setup.no_xpu()
+    setup.windows = "Intel(R) UHD Graphics 770|32.0.101.7076"
+    setup.adapters = [r"PCI\VEN_10DE&DEV_2684", r"PCI\VEN_8086&DEV_A780"]
+    found = next(result for result in examine(setup) if result.check.name == "gpu")
+    assert found.verdict is Verdict.WARNING
+    assert "[8086:a780]: not among the GPUs" in found.diagnosis.seen
+    setup.adapters.append(r"PCI\VEN_8086&DEV_56A0")
+    found = next(result for result in examine(setup) if result.check.name == "gpu")
+    assert found.verdict is Verdict.OK
+
+
+@pytest.mark.parametrize("processors", [1, 4, 16])
+def test_as_many_workers_as_ultralytics_starts_are_right_where_nothing_is_limited(
+    setup: Setup, processors: int
+) -> None:
+    setup.more.update(processors=processors, usable_processors=processors)
+    found = next(result for result in examine(setup) if result.check.name == "loader-workers")
+    assert (found.verdict, found.diagnosis.seen.partition(":")[0]) == (Verdict.OK, f"{min(8, processors)} workers")
+
+
+def test_on_windows_workers_are_compared_with_the_processors_alone(setup: Setup) -> None:
+    setup.on_windows()
+    (setup.root / "proc/meminfo").unlink()
+    setup.more.update(open_files=None)
+    found = next(result for result in examine(setup) if result.check.name == "loader-workers")
+    assert (found.verdict, found.diagnosis.seen) == (Verdict.OK, "8 workers: 16 of 16 processors may be used")
 
 
 @pytest.mark.parametrize("name", WARNINGS)
@@ -1024,6 +1108,75 @@ def test_another_build_without_torchvision_is_replaced_rather_than_added_to(setu
     setup.uninstall("torchvision")
     result = next(result for result in examine(setup) if result.check.name == "torchvision")
     assert re.search(WHEELS, " ".join(result.diagnosis.fix))
+
+
+def shown(setup: Setup, check: str, width: int) -> str:
+    text = io.StringIO()
+    results = [result for result in examine(setup) if result.check.name == check]
+    render.show(Console(file=text, width=width), results, everything=True)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_no_width_of_a_terminal_cuts_names_in_tables_off(setup: Setup, width: int) -> None:
+    target, source = "utils.torch_utils:a_function_with_a_long_name", "ultralytics/utils/torch_utils.py"
+    row = [f"ultralytics.{target}", "active", "it computes on the host", source]
+    setup.told["patches"] = {"process": [row], "training": []}
+    text = shown(setup, "patches", width)
+    assert target in text
+    assert source in text
+    assert "…" not in text
+    assert ("│ active" in text) == (width == 200)  # a table where there is room for one
+
+
+def test_a_patch_that_is_not_active_says_why(setup: Setup) -> None:
+    setup.told["patches"] = {
+        "process": [["ultralytics.utils:a", "not needed", "why", "where"]],
+        "training": [["ultralytics.utils:b", "not there", "why", "where"], ["torch:c", "wanted", "why", "where"]],
+    }
+    found = next(result for result in examine(setup) if result.check.name == "patches").diagnosis
+    assert [row[:2] for row in found.table[1:]] == [
+        ("utils:a", "not needed: this Ultralytics does it otherwise"),
+        ("utils:b", "not needed: this Ultralytics has no such function"),
+        ("torch:c", "wanted, while a detector trains"),
+    ]
+    assert found.seen == "0 active, 1 more while a detector trains, 2 not needed here"
+
+
+@pytest.mark.parametrize(
+    ("version", "reported"),
+    [
+        ("2.8.0+xpu", {"pytorch#159974", "torch-xpu-ops#1861", "torch-xpu-ops#3940"}),
+        ("2.9.1+xpu", {"torch-xpu-ops#3940"}),
+        ("2.12.0+xpu", {"physical-ai-studio#440", "torch-xpu-ops#3940"}),
+        ("2.15.0+xpu", {"physical-ai-studio#440"}),
+    ],
+)
+def test_what_was_reported_of_a_release_that_is_fit_is_told(setup: Setup, version: str, reported: set[str]) -> None:
+    setup.torch(version)
+    found = next(result for result in examine(setup) if result.check.name == "torch-release")
+    assert found.verdict is Verdict.OK
+    assert set(re.findall(r"[\w-]+#\d+", found.diagnosis.seen)) == reported
+    assert version in found.diagnosis.seen
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_disk_is_the_one_that_ultralytics_writes_runs_to(setup: Setup, is_there: bool) -> None:
+    clone = setup.root / "home/someone/clone"
+    (clone / "runs" if is_there else clone).mkdir(parents=True)
+    setup.told["ultralytics"] = {"version": "8.4.190", "runs": str(clone / "runs")}
+    of_runs = clone / "runs" if is_there else clone
+    setup.more.update(usage=lambda path: (100 * GIB, GIB if path == of_runs else 50 * GIB))
+    found = next(result for result in examine(setup) if result.check.name == "disk")
+    assert (found.verdict, found.diagnosis.seen) == (Verdict.WARNING, "1.0 GiB are free where runs are written")
+    assert "runs_dir" in found.diagnosis.advice
+
+
+def test_where_ultralytics_cannot_be_asked_the_disk_is_the_working_directorys(setup: Setup) -> None:
+    setup.told["ultralytics"] = "ImportError: x"
+    setup.more.update(usage=lambda path: (100 * GIB, GIB if path == setup.work else 50 * GIB))
+    found = next(result for result in examine(setup) if result.check.name == "disk")
+    assert found.verdict is Verdict.WARNING
 
 
 # What others read

@@ -81,6 +81,49 @@ def test_a_gpu_that_pytorch_does_not_list_is_not_spoken_of(
     assert said(log) == []
 
 
+def test_on_windows_the_registry_is_asked(setup: Setup, log: list[logging.LogRecord]) -> None:
+    setup.on_windows()
+    setup.adapters = [r"pci\ven_8086&dev_7d55&subsys_00341414", r"PCI\VEN_10DE&DEV_2684", r"PCI\VEN_8086&DEV_56A0"]
+    torch_utils.select_device("")
+    (line,) = said(log)
+    assert "XPU: Arc A (Alchemist) [8086:56a0] isn't used, because this PyTorch" in line  # the card comes first
+    assert "pip uninstall -y torch" in line
+
+
+@pytest.mark.parametrize(
+    "adapters", [[], [r"PCI\CC_0300"], [r"PCI\VEN_8086&DEV_A780"], [r"PCI\VEN_10DE&DEV_2684", r"USB\VID_17E9&PID_4307"]]
+)
+def test_windows_without_a_gpu_that_qualifies_is_not_spoken_of(
+    setup: Setup, log: list[logging.LogRecord], adapters: list[str]
+) -> None:
+    setup.on_windows()
+    setup.adapters = adapters
+    torch_utils.select_device("")
+    assert said(log) == []
+
+
+@pytest.mark.parametrize("driver", ["iigd_dch.inf_amd64_d8bdffa26077ee9a", "iigd_dch_d.inf_amd64_59943e79877d96f1"])
+@pytest.mark.parametrize("has_dri", [False, True])
+def test_in_wsl_the_drivers_that_windows_hands_over_are_looked_at(
+    setup: Setup, log: list[logging.LogRecord], driver: str, has_dri: bool
+) -> None:
+    setup.in_wsl()
+    setup.file(f"/usr/lib/wsl/drivers/{driver}/libze_intel_gpu.so.1")
+    if has_dri:  # of a virtual display
+        setup.file("/dev/dri/renderD128")
+    torch_utils.select_device("")
+    (line,) = said(log)
+    assert "XPU: an Intel GPU of Windows, which qualifies if https://" in line
+    assert "pip uninstall -y torch" in line
+
+
+def test_a_wsl_with_another_vendors_gpu_is_not_spoken_of(setup: Setup, log: list[logging.LogRecord]) -> None:
+    setup.in_wsl()
+    setup.file("/usr/lib/wsl/drivers/nv_dispi.inf_amd64_0d2a33dd67a36577/libcuda.so.1")
+    torch_utils.select_device("")
+    assert said(log) == []
+
+
 def test_neither_is_one_without_a_driver_or_a_machine_without_one(setup: Setup, log: list[logging.LogRecord]) -> None:
     setup.remove("/dev/dri/renderD128")
     torch_utils.select_device("")

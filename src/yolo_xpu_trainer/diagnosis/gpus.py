@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .machine import Machine
 
-__all__ = ["GPU", "INTEL", "Family", "family_of", "gpus", "of_windows"]
+__all__ = ["GPU", "INTEL", "Family", "described", "family_of", "gpus", "has_driver_of_wsl", "of_registry", "of_windows"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ _FAMILIES = {
 _UNKNOWN = Family("an Intel GPU older than 11th generation Core, or unknown to this program", False)
 
 _DISPLAY = re.compile(r"0x03")
+_ADAPTERS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+_OF_INTEL = re.compile(r"PCI\\VEN_8086&DEV_([0-9a-f]{4})\b", re.IGNORECASE)
 INTEL = "0x8086"
 """The vendor of its PCI devices, as /sys tells it."""
 
@@ -74,12 +76,17 @@ class GPU:
         return family_of(self.device)
 
     def __str__(self) -> str:
-        return f"{self.family.name} [8086:{self.device}]"
+        return described(self.device)
 
 
 def family_of(device: str) -> Family:
     """Return the generation of a PCI id, four hexadecimal digits."""
     return next((family for ids, family in _FAMILIES.items() if re.fullmatch(ids, device.lower())), _UNKNOWN)
+
+
+def described(device: str) -> str:
+    """Return what a PCI id is called in messages."""
+    return f"{family_of(device).name} [8086:{device}]"
 
 
 def gpus(machine: Machine) -> list[GPU]:
@@ -99,3 +106,21 @@ def of_windows(machine: Machine) -> list[tuple[str, str]] | None:
     answer = machine.ask(["powershell", "-NoProfile", "-NonInteractive", "-Command", query])
     rows = [line.partition("|") for line in answer.splitlines() if "|" in line]
     return [(name.strip(), version.strip()) for name, _, version in rows if "intel" in name.lower()] if rows else None
+
+
+def of_registry(machine: Machine) -> list[str]:
+    """Return the PCI ids of the Intel GPUs that Windows has a driver for, cards first, without starting a program.
+
+    A card that was taken out may be among them: Windows keeps what it noted of its driver.
+    """
+    found = [_OF_INTEL.match(text) for text in machine.registry(_ADAPTERS, "MatchingDeviceId")]
+    ids = dict.fromkeys(match[1].lower() for match in found if match)
+    return sorted(ids, key=lambda device: not family_of(device).discrete)
+
+
+def has_driver_of_wsl(machine: Machine) -> bool:
+    """Whether Windows hands the driver of an Intel GPU to this WSL; of which GPU isn't told there.
+
+    The directory's name is as users of WSL report it (microsoft/WSL#6423, ArchWSL#308).
+    """
+    return machine.path("/dev/dxg").exists() and bool(machine.glob("/usr/lib/wsl/drivers", "iigd_dch*.inf_*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any, Literal
 
-from . import children
+from . import children, registry
 
 __all__ = ["Machine", "Probe"]
 
@@ -50,6 +51,21 @@ def _groups() -> frozenset[int]:
     return frozenset(os.getgroups()) if hasattr(os, "getgroups") else frozenset()
 
 
+def _usable_processors() -> int:
+    """Return on how many processors this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open_files() -> int | None:
+    """Return how many files this process may have open at once, None where that isn't limited."""
+    try:
+        resource: Any = importlib.import_module("resource")  # which Windows lacks
+    except ImportError:
+        return None
+    soft = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 @dataclass(frozen=True)
 class Machine:
     """A computer, a Python on it, and what a process sees; by default the one that this process is on.
@@ -66,9 +82,13 @@ class Machine:
         packages: The directories in which it looks for packages.
         folder: The working directory.
         children: Runs child processes.
+        registry: Reads Windows' registry.
         can_open: Whether this user may read and write a device file.
         groups: The ids of this process's groups.
         usage: The bytes that a path's file system has, and has free.
+        processors: How many processors the machine has.
+        usable_processors: On how many of them this process may run.
+        open_files: How many files this process may have open at once, None where that isn't limited.
         seconds: How long a child process may be silent before it counts as hanging.
         probes: What is known of PyTorch, by probe.
     """
@@ -84,9 +104,13 @@ class Machine:
     packages: tuple[Path, ...] = field(default_factory=lambda: tuple(Path(p) for p in sys.path if p))
     folder: Path = field(default_factory=Path.cwd)
     children: children.Children = children.lines
+    registry: registry.Registry = registry.values
     can_open: Callable[[Path], bool] = _can_open
     groups: frozenset[int] = field(default_factory=_groups)
     usage: Callable[[Path], tuple[int, int]] = _usage
+    processors: int = field(default_factory=lambda: os.cpu_count() or 1)
+    usable_processors: int = field(default_factory=_usable_processors)
+    open_files: int | None = field(default_factory=_open_files)
     seconds: float = 30
     probes: Mapping[str, Probe] = field(default_factory=dict)
     _answers: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)

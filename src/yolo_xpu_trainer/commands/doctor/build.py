@@ -26,6 +26,14 @@ _INTEL_LIBRARIES = re.compile(
     r"(intel[-_].*|mkl|dpcpp[-_].*|onemkl[-_].*|tcmlib|umf|oneccl|impi[-_]rt|pyzes|.*triton.*)"
 )
 
+_REPORTED = (
+    ((2, 8), (2, 8), "compiled kernels crash on an A770 (pytorch#159974)"),
+    ((2, 8), (2, 8), "max pooling in channels_last is slow on Arc B (torch-xpu-ops#1861)"),
+    ((2, 10), (2, 99), "memory that runs out may abort the process (physical-ai-studio#440)"),
+    ((2, 8), (2, 13), "max pooling's gradients in channels_last are wrong beyond 2^31 elements (torch-xpu-ops#3940)"),
+)
+"""What was reported of releases that are otherwise fit: the first and the last of them, and what it is."""
+
 
 def reinstall() -> tuple[str, ...]:
     """Return the commands that install PyTorch's XPU build anew, whatever is there."""
@@ -164,7 +172,11 @@ def _torch_release(machine: Machine) -> Diagnosis:
             "with 2.6 new drivers were seen to fail on a B580 (pytorch#188953)",
             f"python -m {XPU_WHEELS} --upgrade",
         )
-    return ok(f"nothing is known against {found.version} on XPUs")
+    reported = [text for first, last, text in _REPORTED if first <= found.release <= last]
+    return ok(
+        f"no wrong results at a training's sizes are known of {found.version} on XPUs that this package neither checks "
+        "nor avoids" + (f". Reported of it: {'; '.join(reported)}" if reported else "")
+    )
 
 
 def _oneapi(machine: Machine) -> bool:

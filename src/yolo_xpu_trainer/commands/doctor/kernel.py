@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from ...diagnosis import Diagnosis, DoctorCheck, Machine, Verdict, not_applicable, ok, problem, warning
-from ...diagnosis.gpus import GPU, INTEL, gpus, of_windows
+from ...diagnosis.gpus import GPU, INTEL, described, family_of, gpus, of_registry, of_windows
 from ...remedies import CLIENT_DRIVERS, HARDWARE, WINDOWS_DRIVER
 from .seen import no_xpu_seen, xpus
 
@@ -31,12 +32,22 @@ def container(machine: Machine) -> str:
     return found[0] if found else ""
 
 
+def _unlisted(names: Iterable[str]) -> Diagnosis:
+    return warning(
+        f"{', '.join(names)}: not among the GPUs that PyTorch's documentation lists",
+        advice=f"It may not work, or be slow. Which GPUs qualify: {HARDWARE}",
+    )
+
+
 def _gpu(machine: Machine) -> Diagnosis:
     seen = xpus(machine)
     if machine.system == "Darwin":
         return problem("this is macOS, for which PyTorch has no XPU build", advice=f"Use Windows or Linux: {HARDWARE}")
     if machine.is_windows:
         found = of_windows(machine)
+        ids = of_registry(machine)
+        if ids and not seen and not any(family_of(device).listed for device in ids):
+            return _unlisted(map(described, ids))
         if found:
             return ok("; ".join(f"{name}, driver {version}" for name, version in found))
         if seen:
@@ -49,10 +60,7 @@ def _gpu(machine: Machine) -> Diagnosis:
         )
     found_here = gpus(machine)
     if found_here and not seen and not any(gpu.family.listed for gpu in found_here):
-        return warning(
-            f"{', '.join(map(str, found_here))}: not among the GPUs that PyTorch's documentation lists",
-            advice=f"It may not work, or be slow. Which GPUs qualify: {HARDWARE}",
-        )
+        return _unlisted(map(str, found_here))
     if found_here:
         return ok(", ".join(map(str, found_here)))
     if seen:

@@ -10,6 +10,12 @@ from .seen import unless
 
 __all__ = ["CHECKS"]
 
+_SKIPPED = {
+    "not needed": "not needed: this Ultralytics does it otherwise",
+    "not there": "not needed: this Ultralytics has no such function",
+}
+"""Why a patch isn't active, by its state, where that is as it should be."""
+
 _REPORT = "Report it, with `yolo-xpu doctor --report report.md`."
 
 
@@ -63,13 +69,14 @@ def _patches(machine: Machine) -> Diagnosis:
     if said := unless(machine, "patches"):
         return said
     process, training = probe.value["process"], probe.value["training"]
+    rows = [(target, _SKIPPED.get(state, state), why, where) for target, state, why, where in process]
+    rows += [
+        (target, _SKIPPED.get(state, f"{state}, while a detector trains"), why, where)
+        for target, state, why, where in training
+    ]
     table = (
         ("patched in Ultralytics", "state", "why", "source"),
-        *((target.removeprefix("ultralytics."), state, why, where) for target, state, why, where in process),
-        *(
-            (target.removeprefix("ultralytics."), f"{state}, while a detector trains", why, where)
-            for target, state, why, where in training
-        ),
+        *((target.removeprefix("ultralytics."), *rest) for target, *rest in rows),
     )
     bad = [(row[0], row[1]) for row in table[1:] if row[1].startswith(("moved", "failed"))]
     if bad:

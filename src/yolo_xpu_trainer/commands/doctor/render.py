@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -58,7 +59,20 @@ def _show(console: Console, result: Result, *, with_table: bool) -> None:
         table = Table(*map(escape, heading))
         for row in rows:
             table.add_row(*map(escape, row))
-        console.print(table)
+        if _narrowest(console, table) <= console.width:
+            console.print(table)
+        else:  # long names would be cut off
+            for name, *cells in rows:
+                line(escape(name))
+                for what, cell in zip(heading[1:], cells, strict=True):
+                    if cell:
+                        line(escape(f"{what}: {cell}"), indent="        ")
+
+
+def _narrowest(console: Console, table: Table) -> int:
+    """Return how wide a table is that breaks its texts between words alone."""
+    endless = console.options.update(width=sys.maxsize)  # else no table is wider than the console
+    return console.measure(table, options=endless).minimum
 
 
 def _in_powershell(command: str) -> str:

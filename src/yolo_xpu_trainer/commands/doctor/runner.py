@@ -20,6 +20,7 @@ from . import (
     packages,
     several,
     user_driver,
+    workers,
 )
 from .installer import for_this_python
 from .probes import Probes
@@ -40,6 +41,7 @@ CHECKS: tuple[DoctorCheck, ...] = (
     *packages.CHECKS,
     *compiling.CHECKS,
     *host.CHECKS,
+    *workers.CHECKS,
 )
 """Every built-in check, in the order in which what it looks at is installed: the first problem is where to begin."""
 

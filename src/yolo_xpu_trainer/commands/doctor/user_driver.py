@@ -211,10 +211,17 @@ def _driver_version(machine: Machine) -> Diagnosis:
     # Driver 26.05.37020 (torch-xpu-ops#4396) with 2.13: nonzero misses elements.
     if release == (2, 13) and "37020" in told:
         is_seen_there = any(family_of(f"{device['id'] or 0:04x}").name.startswith("Arc B") for device in found)
+        are_several = len(found) > 1
+        advice = "It was right with driver 26.22.38646, and with PyTorch 2.12."
+        if are_several:
+            advice += (
+                " Take another PyTorch: in drivers after 26.05, regressions with several GPUs were reported "
+                "(compute-runtime#922, #953)."
+            )
         return (problem if is_seen_there else warning)(
             f"driver {told} with PyTorch 2.13: on Arc B nonzero was seen to miss elements (torch-xpu-ops#4396)",
-            *install(machine),
-            advice="It was right with driver 26.22.38646, and with PyTorch 2.12 or 2.14 on either.",
+            *(() if are_several else install(machine)),
+            advice=advice,
         )
     return ok(f"{told}; no minimum is documented by PyTorch")
 
