@@ -32,7 +32,7 @@ def _create(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
 
 def _group_class() -> Any:
     """Return the group's class: PyTorch's are there only where it was built with them."""
-    from torch._C._distributed_c10d import ProcessGroup, ReduceOp
+    from torch._C._distributed_c10d import ProcessGroup, ProcessGroupGloo, ReduceOp
     from torch._C._distributed_c10d import Work as BaseWork
 
     class Work(BaseWork):
@@ -105,10 +105,12 @@ def _group_class() -> Any:
         return operation
 
     for name in _STAGED:
-        setattr(Group, name, staged(name))
+        if hasattr(ProcessGroupGloo, name):
+            setattr(Group, name, staged(name))
     return Group
 
 
+# Until 2.14 `torch.distributed` asks for `_allgather_base` and so on, in 2.15 for `all_gather_single` and so on.
 _STAGED = (
     "allreduce",
     "allreduce_coalesced",
@@ -116,9 +118,14 @@ _STAGED = (
     "reduce",
     "allgather",
     "_allgather_base",
+    "all_gather_single",
     "gather",
+    "gather_single",
     "scatter",
     "reduce_scatter",
+    "_reduce_scatter_base",
+    "reduce_scatter_single",
     "alltoall_base",
+    "all_to_all_single",
     "recv",
 )

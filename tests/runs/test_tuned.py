@@ -154,6 +154,7 @@ def test_another_model_or_device_takes_nothing(made: Any, log: list[logging.LogR
 
 
 @pytest.mark.xpu_profile("max-1550")
+@pytest.mark.needs("torch.distributed.is_xccl_available")
 def test_several_gpus_take_nothing(made: Any, log: list[logging.LogRecord]) -> None:
     assert value(made(device="xpu:0,1"), "channels_last") is True
     assert not lines(log)

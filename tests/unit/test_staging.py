@@ -58,6 +58,12 @@ with torch.inference_mode():
 found = [filled() for _ in range(2)]
 dist.all_gather(found, filled())
 assert [float(one.mean()) for one in found] == [0.0, 1.0]
+joined = torch.empty(6, 2, device=device)
+dist.all_gather_into_tensor(joined, filled())
+assert (joined == torch.tensor([0.0] * 3 + [1.0] * 3, device=device)[:, None]).all()
+exchanged = torch.empty(4, 2, device=device)
+dist.all_to_all_single(exchanged, torch.full((4, 2), float(rank), device=device))
+assert exchanged[:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
 values = [None, None]
 dist.all_gather_object(values, {"rank": rank})
 assert values == [{"rank": 0}, {"rank": 1}]
