@@ -136,6 +136,12 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     plugins.manager.cache_clear()
 
 
+@pytest.fixture
+def channels_last_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let channels_last be the default on each PyTorch, as it is since 2.7."""
+    monkeypatch.setattr("yolo_xpu_trainer.policies.channels_last._by_default", lambda: True)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that needs what this release of PyTorch hasn't got."""
     for name in (name for mark in item.iter_markers("needs") for name in mark.args):

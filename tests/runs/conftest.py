@@ -24,9 +24,3 @@ def train(xpu: torch.device, data: TrainingData, tmp_path: Path) -> Train:
         return training.train(**{"data": data(task), "task": task, "project": str(tmp_path), **arguments})
 
     return run
-
-
-@pytest.fixture
-def channels_last_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let channels_last be the default on each PyTorch, as it is since 2.7."""
-    monkeypatch.setattr("yolo_xpu_trainer.policies.channels_last._by_default", lambda: True)

@@ -95,7 +95,12 @@ def cells_of_devices(profile: str, name: str) -> list[str]:
 def test_every_simulated_machine_trains(profile: str) -> None:
     code, found = everything(profile)
     wrong = {name for name, check in found.items() if check["verdict"] in ("warning", "problem")}
-    assert wrong == ({"matrix-units"} if profile == "arc-a770-no-matrix" else set())
+    expected = set()
+    if profile == "arc-a770-no-matrix" and torch_release() >= (2, 9):  # which tells a GPU's number (pytorch#161392)
+        expected = {"matrix-units"}
+    if xpu_simulator.profiles.PROFILES[profile].devices > 1 and torch_release() < (2, 8):  # without XCCL
+        expected = {"collectives"}
+    assert wrong == expected
     assert code == len(wrong)
     assert len(found["devices"]["table"][0]) == 1 + xpu_simulator.profiles.PROFILES[profile].devices
     refused = bool(xpu_simulator.profiles.PROFILES[profile].max_allocation)

@@ -39,6 +39,7 @@ def test_a_sound_device_passes_every_check(xpu: torch.device) -> None:
     assert [str(one) for one in found if not one.right] == []
 
 
+@pytest.mark.usefixtures("channels_last_by_default")
 @pytest.mark.parametrize(
     ("quirk", "expected", "fatal"),
     [
@@ -169,9 +170,9 @@ def test_a_default_dtype_or_device_of_the_process_changes_no_finding(xpu: torch.
             torch.set_default_device(xpu)
         else:
             torch.set_default_dtype(getattr(torch, changed))
-        before = torch.get_default_dtype(), torch.get_default_device()
+        before = torch.empty(0).dtype, torch.empty(0).device
         assert [str(one) for one in examine(declared(), devices.info(0), anew=True) if not one.right] == []
-        assert (torch.get_default_dtype(), torch.get_default_device()) == before
+        assert (torch.empty(0).dtype, torch.empty(0).device) == before
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
