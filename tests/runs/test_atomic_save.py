@@ -298,6 +298,7 @@ YOLO("yolo11n.yaml").train(**where, epochs=40, imgsz=32, batch=4, workers=0, plo
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_leaves_whole_files(data: TrainingData, tmp_path: Path) -> None:
     environment = {**os.environ, "XPU_SIMULATOR": "arc-b580", "YOLO_VERBOSE": "false"}
     run = tmp_path / "run"

@@ -104,6 +104,7 @@ def test_where_compiled_steps_are_faster_they_go_on(
     assert compiler.calls == compiler.graphs * (steps - 1 - 8)
 
 
+@pytest.mark.slow
 def test_a_batch_of_another_shape_and_a_validation_are_not_compiled(
     train: Train, compiler: Compiler, slow_eager: None
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_model_that_can_not_be_compiled_is_trained_without(
     assert trainer.last.exists()
 
 
+@pytest.mark.slow
 def test_another_batch_begins_the_comparison_anew(
     train: Train, compiler: Compiler, slow_eager: None, log: list[logging.LogRecord]
 ) -> None:
@@ -153,6 +155,7 @@ def test_every_step_is_compiled_where_that_is_asked_for(
     assert not said(log)
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_are_left_to_the_compiler(
     train: Train, compiler: Compiler, log: list[logging.LogRecord]
 ) -> None:
@@ -161,6 +164,7 @@ def test_images_of_several_sizes_are_left_to_the_compiler(
     assert line == "XPU: compiled steps aren't compared with eager ones, because of multi_scale=True."
 
 
+@pytest.mark.slow
 def test_weights_are_cast_together_in_eager_steps_alone(train: Train, compiler: Compiler) -> None:
     casts: list[int] = []
     counting: Any = None
@@ -182,6 +186,7 @@ def test_weights_are_cast_together_in_eager_steps_alone(train: Train, compiler: 
     assert trainer.loss.isfinite()
 
 
+@pytest.mark.slow
 def test_the_compiled_forward_is_put_back_at_the_end(train: Train, compiler: Compiler) -> None:
     trainer = train(**{**ARGUMENTS, "epochs": 1})
     before = compiler.calls

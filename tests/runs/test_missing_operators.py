@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import xpu_simulator
@@ -45,6 +46,7 @@ def trained(data: str, device: str, folder: Path, lacks: list[str], **more: Any)
     return (json.loads(losses[0].removeprefix("LOSSES")) if losses else []), said
 
 
+@pytest.mark.slow
 def test_it_is_computed_on_the_host_and_named_once(xpu: torch.device, data: TrainingData, tmp_path: Path) -> None:
     exact = {"xpu_channels_last": False, "xpu_fused_optimizer": False}
     expected, _ = trained(data("detect"), "xpu:0", tmp_path, [], **exact)

@@ -783,6 +783,7 @@ def two(data: TrainingData, tmp_path: Path) -> list[str]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [None, "xpu", XPUDetectionTrainer], ids=["None", "by name", "by class"])
 def test_a_list_of_data_sets_is_trained_on_the_xpu_with_its_options(
     trainer: Any, xpu: torch.device, children: None, two: list[str], tmp_path: Path

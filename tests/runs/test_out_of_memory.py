@@ -188,6 +188,7 @@ def test_an_optimizers_step_is_whole_or_not_made(
         assert {name: difference for name, difference in different.items() if difference} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torch.xpu.mem_get_info")
 def test_an_allocator_that_thrashes_has_the_batch_halved_once(
     train: Train, digits_data: str, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch

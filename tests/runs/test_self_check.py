@@ -233,6 +233,7 @@ def test_the_command_ends_with_one_line_and_a_status_of_its_own(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torch.distributed.is_xccl_available")
 def test_workers_of_several_devices_do_as_their_parent_found(
     yolo: Callable[..., subprocess.CompletedProcess[str]], nothing_known: None
