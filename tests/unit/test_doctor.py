@@ -18,6 +18,7 @@ import torch
 import ultralytics
 
 import xpu_simulator
+from xpu_simulator import quirks
 from yolo_xpu_trainer.commands.doctor import runner
 from yolo_xpu_trainer.diagnosis import Machine, Verdict
 from yolo_xpu_trainer.diagnosis.children import CrashedError, HungError, lines
@@ -235,6 +236,81 @@ def test_numerics_compares_every_operator() -> None:
     code, answer = doctor("none", "--numerics")
     assert code == 2
     assert "No XPU" in answer
+
+
+QUIRKS_BY_OPERATOR = {
+    "wrong_topk": ("topk(10) of 64×8400", "of the numbers", "wrong", 2),
+    "wrong_small_topk": ("topk(10) of 64×84, topk(1) of 16×8", "of the numbers", "wrong", 2),
+    "short_nonzero": ("nonzero", "of the numbers", "wrong", 2),
+    "wrong_foreach_lerp": ("_foreach_lerp_", "e-0", "wrong", 2),
+    "wrong_conv_grad": ("convolution 3×3 of one pixel, channels_last", "e", "Training in NCHW where feature maps", 1),
+    "corrupt_empty_cache": ("results pending at empty_cache", "of the numbers", "The device is waited for", 1),
+    "slow_channels_last": ("layers in channels_last, beside NCHW", "× the time", "Training in NCHW", 1),
+    "wrong_linear_bf16": ("matrix products", "inf", "Training in another precision", 1),
+    "wrong_fused_optimizer": ("SGD, fused", "e-0", "Weights are updated by more kernels", 1),
+    "wrong_side_stream_copy": ("copies in a side stream", "of the numbers", "Each batch is copied in its own step", 1),
+    "wrong_foreach_copy": ("weights rounded together", "e+00", "Each weight is rounded by itself", 1),
+    "wrong_batch_norm": ("batch norm, max-pool, channels_last", "e-02", "Training in NCHW", 1),
+    "wrong_unscale": ("gradient scaler", "inf", "Training in another precision", 1),
+    "wrong_grid_sample": ("grid_sample", "e-01", "Trainings of RT-DETR end", 1),
+}
+"""What `--numerics` shows of each fault: an operator, its amount, the verdict, and the exit status."""
+
+
+def test_a_table_says_of_every_fault_how_much_is_wrong_and_what_is_done() -> None:
+    assert QUIRKS_BY_OPERATOR.keys() == quirks.QUIRKS.keys()
+    found: dict[str, set[str]] = {"wrong": set(), "right": set()}
+    for two in (("wrong_topk", "wrong_conv_grad"),):
+        code, answer = doctor("arc-b580", "--numerics", XPU_SIMULATOR_QUIRKS=",".join(two))
+        headings = next(line for line in answer.splitlines() if "largest difference" in line)
+        assert [word.strip() for word in headings.strip("┃ ").split("┃")] == [
+            "operator",
+            "dtype",
+            "largest difference",
+            "verdict",
+        ]
+        assert code == 2
+        for quirk in two:
+            assert_shown(answer, *QUIRKS_BY_OPERATOR[quirk][:3])
+        for row in rows_of(answer):
+            found["right" if row[3] == "right" else "wrong"].add(row[0])
+        assert re.search(r"operators compared in [\d.]+ s: 4 wrong, 1 of which no training can do without", answer)
+        assert "vllm-xpu-kernels#473" in answer
+        assert "whl/xpu" in answer
+    assert len(found["right"]) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quirk", sorted(QUIRKS_BY_OPERATOR.keys() - {"wrong_topk"}))
+def test_numerics_names_every_fault(quirk: str) -> None:
+    operator, amount, verdict, status = QUIRKS_BY_OPERATOR[quirk]
+    code, answer = doctor("arc-b580", "--numerics", XPU_SIMULATOR_QUIRKS=quirk)
+    assert_shown(answer, operator, amount, verdict)
+    assert code == status
+
+
+def rows_of(answer: str) -> list[list[str]]:
+    """Return the cells of a table's rows."""
+    lines = [line for line in answer.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def assert_shown(answer: str, operator: str, amount: str, verdict: str) -> None:
+    """See that a table's rows of an operator have the amount, and that each that isn't right has the verdict."""
+    rows = [row for row in rows_of(answer) if row[0] == operator and row[3] != "right"]
+    assert rows, answer
+    for _, _, seen, said in rows:
+        assert amount in seen
+        assert verdict in said
+
+
+@pytest.mark.slow
+def test_what_rt_detr_alone_needs_is_a_warning(tmp_path: Path) -> None:
+    quirk = {"XPU_SIMULATOR_QUIRKS": "wrong_grid_sample", "YOLO_CONFIG_DIR": str(tmp_path)}
+    code, found = told("arc-b580", "numerics", **quirk)
+    assert (code, found["numerics"]["verdict"]) == (1, "warning"), found
+    assert "Trainings of RT-DETR end before their first batch" in found["numerics"]["seen"]
+    assert "whl/xpu" in found["numerics"]["fix"][0]
 
 
 @pytest.mark.slow
