@@ -72,7 +72,7 @@ def test_a_run_compares_in_less_than_two_seconds(xpu: torch.device, dtype: torch
         ("wrong_side_stream_copy", {"copies in a side stream int32"}, False),
         (
             "wrong_foreach_copy",
-            {f"weights rounded together {d}" for d in ("bfloat16", "float16")} | {"MuSGD's updates together float32"},
+            {f"weights rounded together {d}" for d in ("bfloat16", "float16")} | {"MuSGD's orthogonal updates float32"},
             False,
         ),
         ("wrong_foreach_lerp", {"_foreach_lerp_ float32", "AdamW float32"}, True),
