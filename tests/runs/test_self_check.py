@@ -267,16 +267,17 @@ def test_a_second_training_compares_nothing(train: Train, log: list[logging.LogR
     assert len(said(log, "operators compared")) == 1
 
 
+@pytest.mark.parametrize("amp", [True, "fp16"])
 def test_full_compares_all_anew_once_each_and_prints_a_table(
-    train: Train, log: list[logging.LogRecord], nothing_known: None, monkeypatch: pytest.MonkeyPatch
+    train: Train, log: list[logging.LogRecord], nothing_known: None, monkeypatch: pytest.MonkeyPatch, amp: bool | str
 ) -> None:
     made: list[str] = []
     make = Check.made_on
     monkeypatch.setattr(Check, "made_on", lambda check, device: made.append(check.key) or make(check, device))
-    train(val=False)
+    train(val=False, amp=amp)
     made.clear()
     with quirks.ordered("wrong_grid_sample"):  # which this run doesn't meet
-        assert train(val=False, xpu_self_check="full").last.exists()
+        assert train(val=False, amp=amp, xpu_self_check="full").last.exists()
     every = [check.key for found in manager().hook.xpu_numerics() for check in found]
     assert sorted(made) == sorted(every)
     (line,) = said(log, "1 wrong")

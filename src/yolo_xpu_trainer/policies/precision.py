@@ -62,12 +62,18 @@ def xpu_numerics() -> list[Check]:
     return [check for checks in _CHECKS.values() for check in checks]
 
 
-def _wrong(dtype: torch.dtype, device: DeviceInfo) -> Finding | None:
-    """Return something that a device computes wrongly in a dtype, if there is and was to be looked for."""
+def _wrong(dtype: torch.dtype, device: DeviceInfo, *, chosen: bool = False) -> Finding | None:
+    """Return something that a device computes wrongly in a dtype, if there is and was to be looked for.
+
+    Args:
+        dtype: The dtype.
+        device: The device.
+        chosen: Whether the precision stands already, so that the self-check has compared all of it, anew if asked to.
+    """
     asked = SELF_CHECK.current()
     if asked is False:
         return None
-    anew = asked == "full" and CHILD_VARIABLE not in os.environ
+    anew = asked == "full" and not chosen and CHILD_VARIABLE not in os.environ
     every = [check for checks in hooks(recovery=Recovery()).xpu_numerics() for check in checks]
     wanted = [check for check in every if check.dtype is dtype and check.instead == ANOTHER_PRECISION]
     return next((found for found in announced(wanted, device, anew=anew) if not found.right), None)
@@ -101,7 +107,7 @@ def xpu_configure(trainer: Any) -> None:
     """Warn of a precision that the user named, and in which the device computes something wrongly."""
     run: Run = trainer.xpu
     if run.precision.requested and run.precision.dtype and not run.is_worker:
-        for found in filter(None, [_wrong(run.precision.dtype, info(index)) for index in run.indices]):
+        for found in filter(None, [_wrong(run.precision.dtype, info(i), chosen=True) for i in run.indices]):
             _LOGGER.warning(
                 f"XPU: {run.precision.name} is used, because {run.precision.reason}, but {found}. The model may learn "
                 f"nothing. amp=True chooses another precision."
