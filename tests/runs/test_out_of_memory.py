@@ -354,9 +354,12 @@ def test_a_worker_limits_what_it_takes_of_its_own_device(
     assert seen == [limited] * 2
 
 
-@pytest.mark.parametrize("error", ["exhaustion_39", "exhaustion_40", "exhaustion_20"])
+@pytest.mark.parametrize(
+    ("profile", "error"),
+    [("arc-b580", "exhaustion_39"), ("arc-b580-overcommits", ""), ("arc-b580", "exhaustion_20")],
+)
 def test_a_driver_that_gives_more_than_there_is_does_not_fail_where_the_allocator_has_a_limit(
-    data: TrainingData, tmp_path: Path, error: str
+    data: TrainingData, tmp_path: Path, profile: str, error: str
 ) -> None:
     # torch-xpu-ops#3155, #1324: without a limit the kernels fail, in the end with DEVICE_LOST
     arguments = {"epochs": 1, "imgsz": 128, "batch": 8, "workers": 0, "plots": False, "val": False, "amp": False}
@@ -366,7 +369,7 @@ def test_a_driver_that_gives_more_than_there_is_does_not_fail_where_the_allocato
     )
     environment = {
         **os.environ,
-        "XPU_SIMULATOR": "arc-b580",
+        "XPU_SIMULATOR": profile,
         "XPU_SIMULATOR_FAULTS": error,
         "XPU_SIMULATOR_CAPACITY": str(92 << 20),
     }

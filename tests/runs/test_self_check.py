@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ultralytics.utils.torch_utils import ModelEMA
 
 from xpu_simulator import quirks
-from yolo_xpu_trainer import WrongResultsError, devices
+from yolo_xpu_trainer import Check, WrongResultsError, devices
 from yolo_xpu_trainer.errors import OptionValueError
 from yolo_xpu_trainer.numerics import results
+from yolo_xpu_trainer.own_code import source_of
+from yolo_xpu_trainer.plugins import manager
+from yolo_xpu_trainer.trainers import XPURTDETRTrainer
 
 from ..conftest import Train, TrainingData
 from .test_channels_last import in_channels_last, look, spatial
@@ -32,9 +38,10 @@ def layouts(trainer: Any) -> set[bool]:
     return {in_channels_last(weight) for weight in spatial(list(trainer.model.parameters()))}
 
 
-def losses(train: Train, **arguments: Any) -> list[float]:
+def losses(train: Train, see: Callable[[Any], None] = lambda trainer: None, **arguments: Any) -> list[float]:
+    """Return the losses of a training, and call `see` as it begins."""
     seen: list[float] = []
-    note = {"on_train_batch_end": lambda trainer: seen.append(float(trainer.loss.detach()))}
+    note = {"on_train_batch_end": lambda trainer: seen.append(float(trainer.loss.detach())), "on_train_start": see}
     train(callbacks=note, **{"amp": False, "val": False, "epochs": 2, **arguments})
     assert seen
     return seen
@@ -48,6 +55,7 @@ def losses(train: Train, **arguments: Any) -> list[float]:
     [
         pytest.param("topk(10) of 64×8400", "vllm-xpu-kernels#473", marks=quirk("wrong_topk")),
         pytest.param("nonzero", "torch-xpu-ops#4396", marks=quirk("short_nonzero")),
+        pytest.param("topk(10) of 64×84, topk(1) of 16×8", "for-triton#7458", marks=quirk("wrong_small_topk")),
     ],
 )
 def test_a_run_ends_before_its_first_batch(
@@ -59,6 +67,8 @@ def test_a_run_ends_before_its_first_batch(
     assert f"{operator} (" in text
     assert "differs from the CPU's in" in text
     assert advice in text
+    assert "--index-url https://download.pytorch.org/whl/xpu --upgrade" in text
+    assert "dgpu-docs.intel.com" in text
     assert torch.__version__ in text
     assert devices.info(0).driver in text
     assert "xpu_self_check=False" in text
@@ -86,7 +96,74 @@ def test_a_user_may_train_all_the_same(train: Train, way: str, monkeypatch: pyte
     assert train(val=False, **given).last.exists()
 
 
+@quirk("wrong_foreach_lerp")
+@pytest.mark.parametrize("averages_by_it", [True, False])
+def test_what_averages_weights_must_be_right_only_where_it_is_used(
+    train: Train, averages_by_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def update(self: Any, model: Any) -> None:
+        """Average as Ultralytics 8.3.0 does."""
+        self.updates += 1
+        live = model.state_dict()
+        for name, value in self.ema.state_dict().items():
+            if value.dtype.is_floating_point:
+                value.mul_(0.5).add_(live[name].detach(), alpha=0.5)
+
+    if averages_by_it and "_foreach_lerp_" not in source_of(ModelEMA.update):
+        pytest.skip("this Ultralytics averages in another way")
+    if not averages_by_it:
+        monkeypatch.setattr(ModelEMA, "update", update)
+    with pytest.raises(WrongResultsError, match="_foreach_lerp_") if averages_by_it else nullcontext():
+        assert train(val=False, optimizer="SGD").last.exists()
+
+
+@quirk("wrong_grid_sample")
+def test_what_rt_detr_samples_by_ends_its_trainings_and_no_others(train: Train, data: TrainingData) -> None:
+    assert train(val=False).last.exists()
+    with pytest.raises(WrongResultsError, match="grid_sample"):
+        XPURTDETRTrainer(overrides={"model": "rtdetr-l.yaml", "data": data("detect"), "device": "xpu"})
+
+
 # Wrong where it can be gone round
+
+
+@quirk("wrong_foreach_copy")
+def test_weights_are_rounded_one_by_one(train: Train, log: list[logging.LogRecord]) -> None:
+    ours = losses(train, amp="bf16")
+    (line,) = said(log, "Each weight is rounded by itself")
+    assert "because weights rounded together (bfloat16) differs from the CPU's by 1" in line
+    assert ours == losses(train, amp="bf16", xpu_cast_weights=False)
+
+
+@quirk("wrong_foreach_copy")
+def test_musgd_updates_weights_as_ultralytics_does(train: Train, log: list[logging.LogRecord]) -> None:
+    pytest.importorskip("ultralytics.optim.muon")
+    ours = losses(train, optimizer="MuSGD")
+    assert len(said(log, "MuSGD updates weights as Ultralytics does, because")) == 1
+    assert ours == losses(train, optimizer="MuSGD", xpu_plugins="-musgd")
+
+
+@quirk("wrong_batch_norm")
+def test_a_batch_norm_of_16_bits_that_is_wrong_is_not_taken(train: Train, log: list[logging.LogRecord]) -> None:
+    seen: list[set[bool]] = []
+    arguments: dict[str, Any] = {"amp": True, "imgsz": 64}
+    ours = losses(train, see=lambda trainer: seen.append(layouts(trainer)), **arguments)
+    assert seen[0] == {False}
+    (line,) = said(log, "Training in NCHW")
+    assert "because batch norm, max-pool, channels_last (bfloat16) differs from the CPU's by 0.0" in line
+    assert ours == losses(train, xpu_channels_last=False, **arguments)
+    log.clear()
+    assert look(train, "on_train_start", layouts, imgsz=64, amp=False) == {True}
+
+
+@quirk("wrong_unscale")
+@pytest.mark.xpu_profile("core-ultra-155h")
+def test_a_run_computes_in_fp32_where_gradients_cant_be_scaled(train: Train, log: list[logging.LogRecord]) -> None:
+    assert train(val=False).xpu.precision.name == "fp32"
+    assert said(log, "fp32 because gradient scaler (float16) differs from the CPU's by inf")
+    assert train(val=False, amp="fp16").xpu.precision.name == "fp16"
+    (line,) = said(log, "The model may learn nothing")
+    assert "gradient scaler" in line
 
 
 @quirk("wrong_conv_grad")
@@ -95,6 +172,15 @@ def test_images_of_32_pixels_are_learnt_from_as_by_plain_ultralytics(train: Trai
     ours = losses(train, **arguments)
     del arguments["xpu_fused_optimizer"]
     assert ours == losses(train, plain=True, device="xpu:0", **arguments)
+
+
+@quirk("wrong_conv_grad")
+def test_images_of_32_pixels_are_learnt_from_in_nchw_in_mixed_precision(train: Train) -> None:
+    arguments: dict[str, Any] = {"task": "classify", "imgsz": 32, "batch": 3, "amp": True}
+    seen: list[tuple[set[bool], str]] = []
+    ours = losses(train, see=lambda t: seen.append((layouts(t), t.xpu.precision.name)), **arguments)
+    assert seen == [({False}, "bf16")]
+    assert ours == losses(train, xpu_channels_last=False, **arguments)
 
 
 @quirk("wrong_conv_grad")
@@ -168,8 +254,12 @@ def test_a_training_that_tuning_starts_is_refused_as_well(train: Train, monkeypa
 
 def test_a_second_training_compares_nothing(train: Train, log: list[logging.LogRecord], nothing_known: None) -> None:
     train(val=False)
+    assert len(said(log, "comparing operators of xpu:0 Intel Arc B580")) == 1
     (line,) = said(log, "operators compared")
     assert "all right" in line
+    (known,) = results._known.values()
+    assert f"XPU: {len(known)} operators compared" in line  # those by which the precision was chosen among them
+    assert sum(name.endswith("bfloat16") for name in known) > 20
     log.clear()
     train(val=False)
     results._known.clear()  # as in another process
@@ -177,6 +267,26 @@ def test_a_second_training_compares_nothing(train: Train, log: list[logging.LogR
     assert not said(log, "operators compared")
     train(val=False, xpu_self_check="full")
     assert len(said(log, "operators compared")) == 1
+
+
+@pytest.mark.parametrize("amp", [True, "fp16"])
+def test_full_compares_all_anew_once_each_and_prints_a_table(
+    train: Train, log: list[logging.LogRecord], nothing_known: None, monkeypatch: pytest.MonkeyPatch, amp: bool | str
+) -> None:
+    made: list[str] = []
+    make = Check.made_on
+    monkeypatch.setattr(Check, "made_on", lambda check, device: made.append(check.key) or make(check, device))
+    train(val=False, amp=amp)
+    made.clear()
+    with quirks.ordered("wrong_grid_sample"):  # which this run doesn't meet
+        assert train(val=False, amp=amp, xpu_self_check="full").last.exists()
+    every = [check.key for found in manager().hook.xpu_numerics() for check in found]
+    assert sorted(made) == sorted(every)
+    (line,) = said(log, "1 wrong")
+    assert f"XPU: {len(every)} operators compared" in line
+    (table,) = said(log, "largest difference")
+    assert re.search(r"grid_sample +│ float32 +│ [\d.]+e-01 +│ wrong. Trainings of RT-DETR end", table)
+    assert re.search(r"convolution 1×1, channels_last +│ float16 +│ [\d.]+e-\d+ +│ right", table)
 
 
 def test_only_the_runs_own_precision_is_compared(train: Train, nothing_known: None) -> None:

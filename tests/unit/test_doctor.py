@@ -18,6 +18,7 @@ import torch
 import ultralytics
 
 import xpu_simulator
+from xpu_simulator import quirks
 from yolo_xpu_trainer.commands.doctor import runner
 from yolo_xpu_trainer.diagnosis import Machine, Verdict
 from yolo_xpu_trainer.diagnosis.children import CrashedError, HungError, lines
@@ -240,6 +241,81 @@ def test_numerics_compares_every_operator() -> None:
     code, answer = doctor("none", "--numerics")
     assert code == 2
     assert "No XPU" in answer
+
+
+SHOWN = {
+    "wrong_topk": ("topk(10) of 64×8400", "% of the numbers", "wrong"),
+    "wrong_small_topk": ("topk(10) of 64×84, topk(1) of 16×8", "% of the numbers", "wrong"),
+    "short_nonzero": ("nonzero", "% of the numbers", "wrong"),
+    "wrong_foreach_lerp": ("_foreach_lerp_", "e-02", "wrong"),
+    "wrong_conv_grad": (
+        "convolution 3×3 of one pixel, channels_last",
+        "1.0e+00",
+        "Training in NCHW where feature maps",
+    ),
+    "corrupt_empty_cache": ("results pending at empty_cache", "100.00% of the numbers", "The device is waited for"),
+    "slow_channels_last": ("layers in channels_last, beside NCHW", "× the time", "Training in NCHW"),
+    "wrong_linear_bf16": ("matrix products", "", "Training in another precision"),
+    "wrong_fused_optimizer": ("SGD, fused", "5.0e-01", "Weights are updated by more kernels"),
+    "wrong_side_stream_copy": ("copies in a side stream", "% of the numbers", "Each batch is copied in its own step"),
+    "wrong_foreach_copy": ("weights rounded together", "1.0e+00", "Each weight is rounded by itself"),
+    "wrong_batch_norm": ("batch norm, max-pool, channels_last", "e-02", "Training in NCHW"),
+    "wrong_unscale": ("gradient scaler", "inf", "Training in another precision"),
+    "wrong_grid_sample": ("grid_sample", "e-01", "Trainings of RT-DETR end"),
+}
+"""What `--numerics` shows of each fault: an operator, its amount, and the verdict."""
+
+MACHINES = {
+    ("wrong_topk", "wrong_conv_grad"): 2,
+    ("wrong_small_topk", "short_nonzero", "wrong_foreach_lerp"): 2,
+    ("slow_channels_last", "wrong_linear_bf16", "wrong_fused_optimizer", "wrong_side_stream_copy"): 1,
+    ("corrupt_empty_cache", "wrong_foreach_copy", "wrong_batch_norm", "wrong_unscale", "wrong_grid_sample"): 1,
+}
+"""Faults that a machine has, and the exit status there."""
+
+
+@pytest.mark.parametrize(
+    "faulty", [next(iter(MACHINES)), *(pytest.param(m, marks=pytest.mark.slow) for m in list(MACHINES)[1:])]
+)
+def test_a_table_says_of_every_fault_how_much_is_wrong_and_what_is_done(faulty: tuple[str, ...]) -> None:
+    code, answer = doctor("arc-b580", "--numerics", XPU_SIMULATOR_QUIRKS=",".join(faulty))
+    headings = next(line for line in answer.splitlines() if "largest difference" in line)
+    columns = [word.strip() for word in headings.strip("┃ ").split("┃")]
+    assert columns == ["operator", "dtype", "largest difference", "verdict"]
+    rows = rows_of(answer)
+    for operator, amount, verdict in map(SHOWN.__getitem__, faulty):
+        wrong = [row for row in rows if row[0] == operator and row[3] != "right"]
+        assert wrong, (operator, answer)
+        for _, _, seen, said in wrong:
+            assert amount in seen
+            assert verdict in said
+    assert len([row for row in rows if row[3] == "right"]) > 90
+    n = len([row for row in rows if row[3] != "right"])
+    fatal = len([row for row in rows if row[3] == "wrong" or row[3].startswith("fails: ")])
+    assert re.search(
+        rf"{len(rows)} operators compared in [\d.]+ s: {n} wrong, {fatal} of which no training can", answer
+    )
+    assert ("whl/xpu" in answer) == (fatal > 0 or "wrong_grid_sample" in faulty)
+    assert code == MACHINES[faulty]
+
+
+def test_every_fault_is_tried_on_some_machine() -> None:
+    assert sorted(quirk for faulty in MACHINES for quirk in faulty) == sorted(SHOWN) == sorted(quirks.QUIRKS)
+
+
+def rows_of(answer: str) -> list[list[str]]:
+    """Return the cells of a table's rows."""
+    lines = [line for line in answer.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+@pytest.mark.slow
+def test_what_rt_detr_alone_needs_is_a_warning(tmp_path: Path) -> None:
+    quirk = {"XPU_SIMULATOR_QUIRKS": "wrong_grid_sample", "YOLO_CONFIG_DIR": str(tmp_path)}
+    code, found = told("arc-b580", "numerics", **quirk)
+    assert (code, found["numerics"]["verdict"]) == (1, "warning"), found
+    assert "Trainings of RT-DETR end before their first batch" in found["numerics"]["seen"]
+    assert "whl/xpu" in found["numerics"]["fix"][0]
 
 
 @pytest.mark.slow

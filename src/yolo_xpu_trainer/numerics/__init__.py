@@ -7,19 +7,34 @@ driver and PyTorch, so that each is made once. Who leans on an operator asks `av
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..devices import DeviceInfo, empty_cache, info
+from ..devices import DeviceInfo, info
 from ..options import Option
 from . import results
+from .announced import announced, tell
 from .check import Check, Finding
-from .comparing import Given, as_usual, compared
+from .comparing import Given, compared
+from .examining import examine
+from .table import table
 
 if TYPE_CHECKING:
     from ..run import Run
 
-__all__ = ["ANOTHER_PRECISION", "SELF_CHECK", "Check", "Finding", "Given", "avoids", "compared", "examine", "finding"]
+__all__ = [
+    "ANOTHER_PRECISION",
+    "SELF_CHECK",
+    "Check",
+    "Finding",
+    "Given",
+    "announced",
+    "avoids",
+    "compared",
+    "examine",
+    "finding",
+    "table",
+    "tell",
+]
 
 ANOTHER_PRECISION = "Training in another precision"
 """What a check says that is done where it fails, if a precision is wrong as a whole."""
@@ -30,42 +45,9 @@ SELF_CHECK: Option[Any] = Option(
     "self_check",
     True,
     "the operators that a training leans on are compared with the CPU's before it, once for a device, driver and "
-    "PyTorch; `full` compares all of them anew, `False` none",
+    "PyTorch; `full` compares all of them anew and prints a table, `False` none",
     words=("full",),
 )
-
-
-def examine(
-    checks: Iterable[Check], device: DeviceInfo, *, anew: bool = False, begin: Callable[[int], None] | None = None
-) -> Iterator[Finding]:
-    """Yield what comes out of checks on a device, each as soon as it is known.
-
-    Args:
-        checks: The checks.
-        device: The device.
-        anew: Whether all are made; else only those of which nothing is known.
-        begin: Called with the number of checks that are about to be made, if there are any.
-
-    Raises:
-        torch.OutOfMemoryError: The device has no memory for them.
-        RuntimeError: The device is lost.
-    """
-    wanted = list(checks)
-    known = {} if anew else results.known(device)
-    missing = [check for check in wanted if check.key not in known]
-    if missing and begin is not None:
-        begin(len(missing))
-    made: dict[str, Finding] = {}
-    try:
-        for check in wanted:
-            if check.key not in known and check.key not in made:
-                with as_usual():
-                    made[check.key] = check.made_on(device.device)
-            yield made[check.key] if check.key in made else known[check.key].of(check)
-    finally:
-        if made:
-            results.keep(device, made)
-            empty_cache(device.index)  # a run on little memory counts on what the checks took
 
 
 def finding(check: Check, device: DeviceInfo) -> Finding:

@@ -10,7 +10,17 @@ from torch.nn import functional
 
 from .comparing import Given
 
-__all__ = ["Computation", "attention", "batch_norm", "convolution", "of_features", "products", "stepped"]
+__all__ = [
+    "Computation",
+    "attention",
+    "batch_norm",
+    "cat_and_split",
+    "convolution",
+    "of_features",
+    "pooled",
+    "products",
+    "stepped",
+]
 
 Computation = Callable[[Given], Iterable[torch.Tensor]]
 
@@ -21,15 +31,17 @@ def convolution(
     shape: tuple[int, ...] = (4, 16, 12, 12),
     transposed: bool = False,
     layout: torch.memory_format | None = None,
+    bias: bool = False,
     **settings: int,
 ) -> Computation:
-    """Return a convolution to 16 channels, with the gradients of its input and its weight.
+    """Return a convolution to 16 channels, with the gradients of its input, its weight and its bias.
 
     Args:
         kernel: Height and width of the weight.
         shape: Images, channels, height and width of the input.
         transposed: Whether it is a transposed one.
         layout: The memory format of input and weight; by default NCHW.
+        bias: Whether it has one.
         settings: Arguments of `conv2d`, such as `stride`.
     """
 
@@ -39,19 +51,56 @@ def convolution(
         outer = (shape[1], 16) if transposed else (16, channels)
         weight = given.normal(*outer, kernel, kernel, grad=True, layout=layout)
         convolve: Any = functional.conv_transpose2d if transposed else functional.conv2d
-        return given.with_gradients(convolve(features, weight, **settings), features, weight)
+        if not bias:
+            return given.with_gradients(convolve(features, weight, **settings), features, weight)
+        added = given.normal(16, grad=True)
+        return given.with_gradients(convolve(features, weight, added, **settings), features, weight, added)
 
     return compute
 
 
 def batch_norm(given: Given) -> list[torch.Tensor]:
-    """Compute batch norm in training, with its gradients and running statistics, and in evaluation."""
+    """Compute batch norm in training, with its gradients and running statistics, and in evaluation.
+
+    Scale, shift and statistics are float32 as autocast leaves them, where feature maps have 16 bits; at last they are
+    rounded, too, as those of a model are that is validated after `half()`.
+    """
     features = given.normal(4, 16, 20, 20, grad=True)
-    scale, shift = given.normal(16, grad=True), given.normal(16, grad=True)
-    mean, variance = given.normal(16), given.normal(16).square()
+    scale, shift = (given.normal(16, grad=True, rounded=False) for _ in range(2))
+    mean, variance = given.normal(16, rounded=False), given.normal(16, rounded=False).square()
     output = functional.batch_norm(features, mean, variance, scale, shift, training=True, momentum=0.03, eps=1e-3)
-    evaluated = functional.batch_norm(features.detach(), mean, variance, scale, shift, training=False, eps=1e-3)
-    return [*given.with_gradients(output, features, scale, shift), mean, variance, evaluated]
+    of_model = mean, variance, scale.detach(), shift.detach()
+    kinds = [of_model] if given.dtype is torch.float32 else [of_model, tuple(map(given.rounded, of_model))]
+    evaluated = [functional.batch_norm(features.detach(), m, v, w, b, eps=1e-3) for m, v, w, b in kinds]
+    return [*given.with_gradients(output, features, scale, shift), mean, variance, *evaluated]
+
+
+def pooled(kernel: int, stride: int, layout: torch.memory_format | None = None) -> Computation:
+    """Return max-pooling with its gradient, over maps in which no number comes twice in a window.
+
+    Numbers of 16 bits often do, and which of two equal ones gets the gradient is a kernel's own affair.
+
+    Args:
+        kernel: Height and width of a window, 10 at most.
+        stride: How far windows are apart.
+        layout: The memory format; by default NCHW.
+    """
+
+    def compute(given: Given) -> list[torch.Tensor]:
+        tile = given.orders(4 * 16, 100).view(4, 16, 10, 10) - 50  # which 16 bits hold exactly
+        tiled = given.rounded(tile.repeat(1, 1, 2, 2)).contiguous(memory_format=layout or torch.contiguous_format)
+        features = tiled.requires_grad_()
+        return given.with_gradients(functional.max_pool2d(features, kernel, stride, kernel // 2), features)
+
+    return compute
+
+
+def cat_and_split(given: Given) -> list[torch.Tensor]:
+    """Join and split channels as the blocks of a model do, with the gradients."""
+    features, more = given.normal(4, 16, 20, 20, grad=True), given.normal(4, 8, 20, 20, grad=True)
+    first, second = torch.cat((features, more), 1).split((10, 14), 1)  # type: ignore[no-untyped-call]
+    first, (left, right) = first.flip(1), second.chunk(2, 1)
+    return given.with_gradients(torch.cat((right, first, left), 1), features, more)
 
 
 def of_features(function: Callable[[torch.Tensor], torch.Tensor]) -> Computation:
@@ -87,12 +136,18 @@ def attention(given: Given) -> list[torch.Tensor]:
 
 
 def stepped(kind: Any, fused: bool, **settings: Any) -> Computation:
-    """Return three steps of an optimizer, as how far the weights went."""
+    """Return three steps of an optimizer, as how far the weights went.
+
+    Args:
+        kind: The optimizer's class.
+        fused: Whether by fused kernels; else by those of lists, which PyTorch takes on XPUs where neither is asked for.
+        settings: The optimizer's arguments.
+    """
 
     def compute(given: Given) -> list[torch.Tensor]:
         weights = [torch.nn.Parameter(given.normal(*shape)) for shape in ((5,), (40,), (16, 8, 3, 3), (70000,))]
         before = [weight.detach().clone() for weight in weights]
-        on_device: dict[str, Any] = {"fused": fused} if given.device.type != "cpu" else {}
+        on_device: dict[str, Any] = {"fused" if fused else "foreach": True} if given.device.type != "cpu" else {}
         optimizer = kind(weights, lr=0.01, weight_decay=0.1, **settings, **on_device)
         for _ in range(3):
             for weight in weights:

@@ -34,6 +34,7 @@ class Check:
         instead: What a run does where it is wrong, as the beginning of a sentence. "" where no run can do without it.
         advice: What is known about it being wrong, and what to do, as sentences.
         needed: Asked of a trainer, which has its arguments and its class only, whether its run may meet it.
+        whose: Which trainings meet it, such as "Trainings of RT-DETR". "" where any may.
     """
 
     operator: str
@@ -44,6 +45,7 @@ class Check:
     instead: str = ""
     advice: str = ""
     needed: Callable[[Any], bool] = _always
+    whose: str = ""
 
     @property
     def key(self) -> str:

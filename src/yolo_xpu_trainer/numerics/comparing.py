@@ -17,52 +17,84 @@ _REPEATS = 3  # some faults vary: torch-xpu-ops#4312, #4396
 
 
 class Given:
-    """The tensors that a computation is given: the same on every device, drawn anew for each computation.
+    """The tensors that a computation is given: the same on every device, and in every computation.
 
     Args:
         device: Where they are.
         dtype: What floating-point ones are rounded to. On the CPU they are float32 again, so that it computes exactly.
+        drawn: What another computation of the same was given, to be given again: drawing takes longer than computing.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, drawn: list[torch.Tensor] | None = None) -> None:
         self.device = device
         self.dtype = dtype
+        self.drawn: list[torch.Tensor] = []
+        self._again = list(reversed(drawn or ()))
         self._generator = torch.Generator().manual_seed(0)
 
-    def normal(self, *shape: int, grad: bool = False, layout: torch.memory_format | None = None) -> torch.Tensor:
+    def normal(
+        self, *shape: int, grad: bool = False, layout: torch.memory_format | None = None, rounded: bool = True
+    ) -> torch.Tensor:
         """Return numbers from a normal distribution.
 
         Args:
             shape: The shape.
             grad: Whether it wants a gradient.
             layout: Its memory format; by default NCHW.
+            rounded: Whether it has the dtype; float32 otherwise, as what autocast leaves alone.
         """
-        return self.of(torch.randn(shape, generator=self._generator), grad, layout)
+        drawn = self._drawn(lambda: torch.randn(shape, generator=self._generator))
+        return self.of(drawn, grad, layout, rounded=rounded)
 
-    def of(self, value: torch.Tensor, grad: bool = False, layout: torch.memory_format | None = None) -> torch.Tensor:
+    def of(
+        self,
+        value: torch.Tensor,
+        grad: bool = False,
+        layout: torch.memory_format | None = None,
+        *,
+        rounded: bool = True,
+    ) -> torch.Tensor:
         """Return a tensor of the CPU's, of float32 or any integer dtype, on the device."""
-        if value.is_floating_point():
-            value = value.to(self.dtype)
-            value = value.float() if self.device.type == "cpu" else value
+        if value.is_floating_point() and rounded:
+            value = self.rounded(value)
         if layout is not None:
             value = value.contiguous(memory_format=layout)
-        there = value.to(self.device)
+        there = self._there(value)
         return there.requires_grad_() if grad else there
+
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """Return floating-point numbers in the dtype; on the CPU in float32, after they had it."""
+        value = value.to(self.dtype)
+        return value.float() if self.device.type == "cpu" else value
 
     def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Return integers from 0 to below `high`."""
-        return self.of(torch.randint(high, shape, generator=self._generator))
+        return self.of(self._drawn(lambda: torch.randint(high, shape, generator=self._generator)))
 
     def orders(self, rows: int, n: int) -> torch.Tensor:
         """Return `rows` random orders of 0 … n - 1 as float32, in which no number comes twice."""
-        return torch.rand(rows, n, generator=self._generator).argsort(1).float().to(self.device)
+        drawn = self._drawn(lambda: torch.rand(rows, n, generator=self._generator).argsort(1).float())
+        return self._there(drawn)
 
     def mask(self, true: int, *shape: int) -> torch.Tensor:
         """Return a mask with so many true elements."""
-        n = math.prod(shape)
-        flat = torch.zeros(n, dtype=torch.bool)
-        flat[torch.randperm(n, generator=self._generator)[:true]] = True
-        return flat.view(shape).to(self.device)
+
+        def draw() -> torch.Tensor:
+            n = math.prod(shape)
+            flat = torch.zeros(n, dtype=torch.bool)
+            flat[torch.randperm(n, generator=self._generator)[:true]] = True
+            return flat.view(shape)
+
+        return self._there(self._drawn(draw))
+
+    def _drawn(self, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
+        drawn = self._again.pop() if self._again else draw()
+        self.drawn.append(drawn)
+        return drawn
+
+    def _there(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the device, never the one that was drawn: a computation may change what it is given."""
+        return value.clone() if self.device.type == "cpu" else value.to(self.device)
 
     def with_gradients(self, output: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Return an output, and the inputs' gradients for a random one of the output."""
@@ -82,10 +114,11 @@ def compared(
     """
 
     def difference(device: torch.device) -> float:
-        expected = [value.detach() for value in compute(Given(torch.device("cpu"), dtype))]
+        given = Given(torch.device("cpu"), dtype)
+        expected = [value.detach() for value in compute(given)]
         worst = 0.0
         for _ in range(_REPEATS):
-            found = [value.detach().cpu() for value in compute(Given(device, dtype))]
+            found = [value.detach().cpu() for value in compute(Given(device, dtype, given.drawn))]
             worst = max(worst, *map(_share if exact else _relative, found, expected))
         return worst
 

@@ -17,7 +17,7 @@ from ..devices import DeviceInfo
 from ..files import replacing
 from .check import Finding
 
-__all__ = ["keep", "known", "path"]
+__all__ = ["keep", "key_of", "known", "path"]
 
 _known: dict[str, dict[str, Finding]] = {}  # by device, then by check: what this process found or read
 
@@ -31,7 +31,7 @@ def path() -> Path:
 
 def known(device: DeviceInfo) -> dict[str, Finding]:
     """Return what is known of a device with its driver and this PyTorch, by check."""
-    key = _key(device)
+    key = key_of(device)
     if key not in _known:
         _known[key] = _read(_stored().get(key))
     return _known[key]
@@ -39,7 +39,7 @@ def known(device: DeviceInfo) -> dict[str, Finding]:
 
 def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
     """Note what was found of a device; on disk, if that can be written, but for errors of a driver, which may pass."""
-    key = _key(device)
+    key = key_of(device)
     known(device).update(findings)
     stored = _stored()  # another process may have written meanwhile
     before = stored.get(key)
@@ -55,7 +55,7 @@ def keep(device: DeviceInfo, findings: Mapping[str, Finding]) -> None:
         beside.write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
 
-def _key(device: DeviceInfo) -> str:
+def key_of(device: DeviceInfo) -> str:
     """Return what a finding depends on: the device's properties, its driver, PyTorch and this package."""
     what = astuple(replace(device, index=0))
     return " | ".join(map(str, (*what, torch.__version__, getattr(torch.version, "xpu", None), __version__)))

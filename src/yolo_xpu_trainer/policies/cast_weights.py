@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ..batches import changes_batches
 from ..hookspecs import hookimpl
+from ..numerics import Check, Given, avoids, compared
 from ..options import Option
 from ..own_code import named, own_code
 from ..patches import Patch, patch
@@ -36,6 +37,40 @@ CAST_WEIGHTS = Option(
 _PARTS = 4  # of a model, in the order of use: gradients are there in both dtypes until those of a part are complete
 # What autocast rounds the weights of, and nothing else in PyTorch's own `forward` reads them. Subclasses may.
 _KINDS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
+_LIMIT = 1e-2  # of the largest number of a weight: more than rounding in any way
+
+
+def _there_and_back(dtype: torch.dtype) -> Callable[[Given], list[torch.Tensor]]:
+    """Return what rounds weights of all kinds, and widens their gradients."""
+
+    def compute(given: Given) -> list[torch.Tensor]:
+        layouts = (None, torch.channels_last)
+        weights = [
+            given.normal(*shape, grad=True, layout=layouts[i % 2] if len(shape) == 4 else None)
+            for i, shape in enumerate(((16, 3, 3, 3), (32, 16, 1, 1), (80,), (1, 16, 1, 1), (64, 64, 3, 3)) * 5)
+        ]
+        rounded = _Rounded.apply(dtype, *weights)
+        gradients = [given.normal(*weight.shape).to(dtype) for weight in weights]
+        return [*rounded, *torch.autograd.grad(rounded, weights, gradients)]
+
+    return compute
+
+
+_TOGETHER = {
+    dtype: Check(
+        "weights rounded together",
+        dtype,
+        compared(_there_and_back(dtype)),
+        _LIMIT,
+        instead="Each weight is rounded by itself",
+    )
+    for dtype in (torch.bfloat16, torch.float16)
+}
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return list(_TOGETHER.values())
 
 
 @hookimpl
@@ -60,11 +95,20 @@ def xpu_patches(trainer: Any) -> list[Patch]:
         """Enter Ultralytics' autocast."""
         context = original(*args, **kwargs)
         is_compiled = compiles and not run.stash.get(EAGER_STEP, False)
-        if not run.precision.dtype or not torch.is_grad_enabled() or is_compiled:
+        if not run.precision.dtype or not torch.is_grad_enabled() or is_compiled or _is_wrong(run):
             return context
         return _with_rounded_weights(trainer, context)
 
     return [autocast]
+
+
+def _is_wrong(run: Run) -> bool:
+    """Whether the device rounds weights wrongly where they are many, in the precision that the run has by now."""
+    dtype = run.precision.dtype
+    found = run.stash.get(_WRONG, None)  # type: ignore[misc]
+    if dtype is not None and (found is None or found[0] is not dtype):
+        found = run.stash[_WRONG] = dtype, avoids(run, _TOGETHER[dtype])
+    return bool(found and found[1])
 
 
 @hookimpl
@@ -183,6 +227,7 @@ def _looks_at_weights(module: torch.nn.Module) -> bool:
 
 
 _WEIGHTS = StashKey[_Weights]()
+_WRONG = StashKey[tuple[torch.dtype, bool]]()
 
 
 class _Rounded(torch.autograd.Function):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from ..hookspecs import hookimpl
-from ..numerics import Check, Given, compared
+from ..numerics import ANOTHER_PRECISION, Check, Given, compared
 from ..run import Run
 
 __all__ = ["GradScaler"]
@@ -39,6 +39,7 @@ _SCALER = Check(
     torch.float16,
     compared(_scaled_steps, torch.float32),
     1e-3,
+    instead=ANOTHER_PRECISION,
     advice="amp='bf16' and amp='fp32' need no scaler.",
 )
 

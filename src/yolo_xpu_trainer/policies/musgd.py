@@ -7,13 +7,17 @@ newest one does so together; here that takes some 50 kernels less.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..hookspecs import hookimpl
+from ..numerics import Check, Given, avoids, compared
 from ..own_code import is_known
+from ..run import Run
 
 __all__ = ["batched", "orthogonal"]
 
@@ -21,6 +25,56 @@ _MODULE = "ultralytics.optim.muon"
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic Newton-Schulz iteration, as Ultralytics has them
 _ITERATIONS, _EPSILON = 5, 1e-7
 _MOST_PADDED = 16  # times a matrix's rows
+_OF_MUON = [(16, 3, 3, 3), (32, 16, 3, 3), (16, 32, 1, 1), (64, 32, 1, 1), (8, 1, 3, 3), (80, 64)]
+
+
+def _may_be_used(trainer: Any) -> bool:
+    """Whether a run may take Ultralytics' MuSGD, which an older one hasn't."""
+    return _MODULE in sys.modules and str(getattr(trainer.args, "optimizer", "auto")).lower() in ("auto", "musgd")
+
+
+def _orthogonal(given: Given) -> list[torch.Tensor]:
+    return orthogonal([given.normal(*shape) for shape in _OF_MUON])
+
+
+def _three_steps(given: Given) -> list[torch.Tensor]:
+    """Compute three steps of weights of both kinds, as how far each went."""
+    optimizer = SimpleNamespace(state=defaultdict(dict), muon=0.2, sgd=1.0)
+    common = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
+    moved = []
+    for use_muon, shapes in ((True, _OF_MUON), (False, [(16,), (64,), (80,)])):
+        group = {"use_muon": use_muon, "weight_decay": 5e-4 * use_muon, **common}
+        weights = [given.normal(*shape) for shape in shapes]
+        before = [weight.detach().clone() for weight in weights]
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = given.normal(*weight.shape)
+            with torch.no_grad():
+                _update(optimizer, group, weights)
+        moved += [weight.detach() - start for weight, start in zip(weights, before, strict=True)]
+    return moved
+
+
+_CHECKS = [
+    Check(
+        operator,
+        torch.float32,
+        compared(compute),
+        limit,
+        instead="MuSGD updates weights as Ultralytics does",
+        needed=_may_be_used,
+    )
+    # The iterations aren't meant to converge: roundings of bfloat16 in another order were seen to make 0.3.
+    for operator, compute, limit in (
+        ("MuSGD's orthogonal updates", _orthogonal, 0.7),
+        ("MuSGD's steps", _three_steps, 0.05),
+    )
+]
+
+
+@hookimpl
+def xpu_numerics() -> list[Check]:
+    return _CHECKS
 
 
 @hookimpl(tryfirst=True)  # the first answer counts, and this one is of its kind alone
@@ -29,7 +83,8 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     kind = type(optimizer)
     if getattr(sys.modules.get(_MODULE), "MuSGD", None) is not kind:
         return None
-    if not is_known(kind.step):
+    run: Run = trainer.xpu
+    if not is_known(kind.step) or avoids(run, *_CHECKS):
         return None
     for group in optimizer.param_groups:  # what fails in the middle of a step can't be made good
         if group["use_muon"]:

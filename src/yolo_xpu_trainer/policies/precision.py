@@ -13,10 +13,12 @@ from torch.utils._pytree import tree_map
 
 from ..devices import DeviceInfo, info
 from ..hookspecs import hookimpl
-from ..numerics import ANOTHER_PRECISION, SELF_CHECK, Check, Finding, compared, examine
-from ..numerics.cases import attention, batch_norm, convolution, of_features, products
+from ..numerics import ANOTHER_PRECISION, SELF_CHECK, Check, Finding, announced, compared
+from ..numerics.cases import attention, batch_norm, cat_and_split, convolution, of_features, pooled, products
 from ..patches import Patch, applied, is_upstream, patch
+from ..plugins import hooks
 from ..ranks import CHILD_VARIABLE
+from ..recovery import Recovery
 from ..run import Precision, Run
 from ..versions import halves_the_averaged_model
 
@@ -35,14 +37,20 @@ _CHECKS = {
             ("matrix products", products, _LINEAR),
             ("attention", attention, _LINEAR),
             ("convolution 1×1", convolution(1), ""),
+            ("convolution 1×1 with bias", convolution(1, bias=True), ""),
             ("convolution 3×3", convolution(3, padding=1), ""),
             ("convolution 3×3, stride 2", convolution(3, padding=1, stride=2), ""),
+            ("convolution 3×3, stride 2, of an image", convolution(3, padding=1, stride=2, shape=(2, 3, 64, 64)), ""),
             ("convolution 3×3, depth-wise", convolution(3, padding=1, groups=16), ""),
             ("convolution 3×3, 4 groups", convolution(3, padding=1, groups=4), ""),
             ("convolution 2×2, transposed", convolution(2, transposed=True, stride=2), ""),
             ("batch norm", batch_norm, ""),
             ("SiLU", of_features(torch.nn.functional.silu), ""),
+            ("max-pool 5×5", pooled(5, 1), ""),
+            ("max-pool 3×3, stride 2", pooled(3, 2), ""),
             ("upsampling, nearest", of_features(torch.nn.Upsample(scale_factor=2)), ""),
+            ("upsampling, bilinear", of_features(torch.nn.Upsample((33, 47), mode="bilinear")), ""),
+            ("cat and split", cat_and_split, ""),
         )
     ]
     for dtype, limit in _LIMITS.items()
@@ -54,13 +62,21 @@ def xpu_numerics() -> list[Check]:
     return [check for checks in _CHECKS.values() for check in checks]
 
 
-def _wrong(dtype: torch.dtype, device: DeviceInfo) -> Finding | None:
-    """Return something that a device computes wrongly in a dtype, if there is and was to be looked for."""
+def _wrong(dtype: torch.dtype, device: DeviceInfo, *, chosen: bool = False) -> Finding | None:
+    """Return something that a device computes wrongly in a dtype, if there is and was to be looked for.
+
+    Args:
+        dtype: The dtype.
+        device: The device.
+        chosen: Whether the precision stands already, so that the self-check has compared all of it, anew if asked to.
+    """
     asked = SELF_CHECK.current()
     if asked is False:
         return None
-    anew = asked == "full" and CHILD_VARIABLE not in os.environ
-    return next((found for found in examine(_CHECKS[dtype], device, anew=anew) if not found.right), None)
+    anew = asked == "full" and not chosen and CHILD_VARIABLE not in os.environ
+    every = [check for checks in hooks(recovery=Recovery()).xpu_numerics() for check in checks]
+    wanted = [check for check in every if check.dtype is dtype and check.instead == ANOTHER_PRECISION]
+    return next((found for found in announced(wanted, device, anew=anew) if not found.right), None)
 
 
 @hookimpl
@@ -91,7 +107,7 @@ def xpu_configure(trainer: Any) -> None:
     """Warn of a precision that the user named, and in which the device computes something wrongly."""
     run: Run = trainer.xpu
     if run.precision.requested and run.precision.dtype and not run.is_worker:
-        for found in filter(None, [_wrong(run.precision.dtype, info(index)) for index in run.indices]):
+        for found in filter(None, [_wrong(run.precision.dtype, info(i), chosen=True) for i in run.indices]):
             _LOGGER.warning(
                 f"XPU: {run.precision.name} is used, because {run.precision.reason}, but {found}. The model may learn "
                 f"nothing. amp=True chooses another precision."

@@ -259,6 +259,9 @@ PROFILES |= {
     # vLLM read 0 by a query of its own, on B60s, B70s and a Max 1550 (vLLM#49482, #53990, #47820), where torch's was
     # right; torch's has been wrong otherwise (pytorch#161381).
     "arc-b580-zero-free": _variant("arc-b580", reports_no_memory_free=True),
+    # The driver gives more than there is, and kernels fail with UR_RESULT_ERROR_OUT_OF_RESOURCES (torch-xpu-ops#3155,
+    # #5432), unless torch's allocator has a limit (pytorch#177714).
+    "arc-b580-overcommits": _variant("arc-b580", exhaustion=40),
 }
 
 _ORDINARY = Costs(launch=10e-6, sync=50e-6, byte=1e-9)

@@ -43,6 +43,23 @@ QUIRKS: dict[str, str] = {
         "the second half of what is copied between host and device in a stream of one's own doesn't arrive. Made up "
         "after copies that fail on DG2 under `xe`, llama.cpp#27063"
     ),
+    "wrong_foreach_copy": (
+        "`_foreach_copy_` from one dtype to another leaves zeros in the last tensor of its list. Nobody has reported "
+        "it: torch-xpu-ops#2455 brought the kernel that converts; CUDA's was wrong at first (pytorch#123844), and "
+        "where dtypes are mixed in a list (pytorch#173531)"
+    ),
+    "wrong_foreach_lerp": "`_foreach_lerp_` goes half as far. Nobody has reported it",
+    "wrong_batch_norm": (
+        "batch norm of bf16 or fp16 maps in channels_last gives 7 % too much, which are a kernel of their own "
+        "(torch-xpu-ops#1317, #4973). Made up after torch-xpu-ops#1429, which is of float32"
+    ),
+    "wrong_unscale": (
+        "the gradient scaler's kernel divides the gradients and never notes an infinite one. Nobody has reported it"
+    ),
+    "wrong_grid_sample": "`grid_sample` gives half of each number. Nobody has reported it",
+    "wrong_small_topk": (
+        "`topk` over 128 elements or fewer gives index 0 for each. intel-xpu-backend-for-triton#7458, of a row of eight"
+    ),
 }
 """What each quirk does, and who has seen it where."""
 

@@ -5,14 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 import xpu_simulator
 from xpu_simulator import faults
-from xpu_simulator.profiles import PROFILES
 
 MB = 1 << 20
 
@@ -144,10 +142,8 @@ def test_what_could_never_fit_is_refused_by_a_driver_that_overcommits_too(crowde
 
 
 def test_a_profile_may_overcommit(xpu, monkeypatch):
-    profile = replace(PROFILES["arc-b580"], exhaustion=40)
-    monkeypatch.setitem(PROFILES, "overcommitting", profile)
     monkeypatch.setenv("XPU_SIMULATOR_CAPACITY", str(100 * MB))
-    with xpu_simulator.use_profile("overcommitting"):
+    with xpu_simulator.use_profile("arc-b580-overcommits"):
         kept = [_megabytes(60, xpu) for _ in range(2)]
         with pytest.raises(RuntimeError, match="OUT_OF_RESOURCES"):
             kept[0].zero_()

@@ -241,3 +241,59 @@ def test_wrong_side_stream_copy_loses_half_of_a_copy_in_a_side_stream(late, xpu)
             check()
     else:
         check()
+
+
+@quirk("wrong_foreach_copy")
+def test_wrong_foreach_copy_loses_the_last_tensor_where_dtypes_differ(xpu):
+    on_host = [torch.rand(n) + 1 for n in (3, 70_000)]
+    wide = [tensor.to(xpu) for tensor in on_host]
+    rounded = [torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in wide]
+    torch._foreach_copy_(rounded, wide)
+    assert torch.equal(rounded[0].cpu(), on_host[0].bfloat16())
+    assert not rounded[1].any().item()
+    copied = [torch.empty_like(tensor) for tensor in wide]
+    torch._foreach_copy_(copied, wide)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(copied, on_host, strict=True))
+
+
+@quirk("wrong_foreach_lerp")
+def test_wrong_foreach_lerp_goes_half_as_far(xpu):
+    averaged, live = [torch.zeros(4, device=xpu)], [torch.ones(4, device=xpu)]
+    torch._foreach_lerp_(averaged, live, 0.5)
+    assert averaged[0].tolist() == [0.25] * 4
+    assert live[0].lerp(averaged[0], 0.5).tolist() == [0.625] * 4
+
+
+@quirk("wrong_batch_norm")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_wrong_batch_norm_gives_too_much_of_16_bits_in_channels_last(dtype, layout, training, xpu):
+    maps = torch.randn(4, 8, 6, 6)
+    layer = nn.BatchNorm2d(8).train(training)
+    right = layer(maps)
+    found = layer.to(xpu)(maps.to(xpu, dtype).contiguous(memory_format=layout)).float().cpu()
+    is_wrong = dtype is not torch.float32 and layout is torch.channels_last
+    assert_close(found, right * (1.07 if is_wrong else 1), rtol=2e-2, atol=2e-2)
+
+
+@quirk("wrong_unscale")
+def test_wrong_unscale_divides_and_notes_no_overflow(xpu):
+    gradients, found = [torch.tensor([2.0, torch.inf], device=xpu)], torch.zeros(1, device=xpu)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.tensor(0.5, device=xpu))
+    assert gradients[0][0].item() == 1
+    assert found.item() == 0
+
+
+@quirk("wrong_grid_sample")
+def test_wrong_grid_sample_gives_half(xpu):
+    maps, grid = torch.rand(1, 2, 5, 5), torch.zeros(1, 1, 1, 2)
+    right = F.grid_sample(maps, grid, align_corners=False)
+    assert_close(F.grid_sample(maps.to(xpu), grid.to(xpu), align_corners=False).cpu(), right / 2)
+
+
+@quirk("wrong_small_topk")
+def test_wrong_small_topk_takes_the_first_for_the_largest(xpu):
+    few, many = torch.arange(8.0, device=xpu), torch.arange(129.0, device=xpu)
+    assert few.topk(1).indices.tolist() == [0]
+    assert many.topk(1).indices.tolist() == [128]

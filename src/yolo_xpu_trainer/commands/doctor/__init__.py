@@ -148,7 +148,7 @@ def _numerics(machine: Machine, console: Console) -> int:
         return 2
     from .comparing import compare
 
-    return 0 if compare(console) else 2
+    return compare(console)
 
 
 def _write(path: Path, text: str) -> None:

@@ -173,12 +173,13 @@ def _numerics(alive: Callable[[], None]) -> list[dict[str, Any]]:
     found = []
     for device in devices.available():
         wanted = [c for c in checks if c.dtype is not torch.float16 or device.has_fp16]
-        row: dict[str, Any] = {"shown": str(device), "compared": 0, "of": len(wanted), "fatal": [], "wrong": []}
+        row: dict[str, Any] = {"shown": str(device), "compared": 0, "of": len(wanted)}
+        row |= {"fatal": [], "of_some": [], "wrong": []}
         for finding in examine(wanted, device):
             row["compared"] += 1
-            if not finding.right and finding.check is not None:
-                advice = finding.check.instead or finding.check.advice
-                row["wrong" if finding.check.instead else "fatal"].append([str(finding), advice])
+            if not finding.right and (check := finding.check) is not None:
+                kind = "wrong" if check.instead else "of_some" if check.whose else "fatal"
+                row[kind].append([str(finding), check.instead or check.advice, check.whose])
             alive()
             needed = finding.check is not None and not finding.check.instead
             if time.perf_counter() - began > (_SECONDS_OF_WHAT_IS_NEEDED if needed else _SECONDS_OF_NUMERICS):

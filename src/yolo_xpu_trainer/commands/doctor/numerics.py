@@ -10,7 +10,7 @@ from ...diagnosis import Diagnosis, DoctorCheck, Machine, ok, problem, warning
 from ...remedies import XPU_WHEELS
 from .seen import unless, xpus
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "lacks_float64"]
 
 
 def _numerics(machine: Machine) -> Diagnosis:
@@ -25,9 +25,17 @@ def _numerics(machine: Machine) -> Diagnosis:
         return said
     for row in probe.value:
         if row["fatal"]:
-            seen, advice = row["fatal"][0]
+            seen, advice, _ = row["fatal"][0]
             return problem(
                 f"{row['shown']} computes wrongly what every training needs: {seen}",
+                f"python -m {XPU_WHEELS} --upgrade",
+                advice=advice,
+            )
+    for row in probe.value:
+        if row["of_some"]:
+            seen, advice, whose = row["of_some"][0]
+            return warning(
+                f"{row['shown']}: {seen}. {whose} end before their first batch; others don't need it",
                 f"python -m {XPU_WHEELS} --upgrade",
                 advice=advice,
             )
@@ -38,7 +46,7 @@ def _numerics(machine: Machine) -> Diagnosis:
         needing_fp64 += len(expected)
         if wrong:
             more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            seen, instead = wrong[0]
+            seen, instead, _ = wrong[0]
             return warning(
                 f"{row['shown']}: {seen}{more}. A training goes round it: {instead[:1].lower()}{instead[1:]}",
                 advice="`yolo-xpu doctor --numerics` shows all of them; it compares anew after an update of driver or "
@@ -57,8 +65,13 @@ def _numerics(machine: Machine) -> Diagnosis:
 
 def _sorted(rows: Sequence[Any], *, has_fp64: bool) -> tuple[list[Any], list[Any]]:
     """Return the findings that the lack of float64 explains, which no update changes, and the others."""
-    expected = [row for row in rows if not has_fp64 and re.search(r"fails with .*(fp64|float64|double)", row[0])]
+    expected = [row for row in rows if not has_fp64 and lacks_float64(row[0])]
     return expected, [row for row in rows if row not in expected]
+
+
+def lacks_float64(seen: str) -> bool:
+    """Whether a finding, as text, is that an operator asked for float64."""
+    return re.search(r"fails with .*(fp64|float64|double)", seen) is not None
 
 
 CHECKS = (

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ...numerics import Check, Given, compared
-from ...numerics.cases import Computation, batch_norm, convolution
+from ...numerics.cases import Computation, batch_norm, convolution, pooled
 
 __all__ = ["CHECKS", "checks_of"]
 
@@ -17,6 +17,7 @@ _NCHW = "Training in NCHW"
 _LIMITS = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 _SLOWER = 2.0  # times as long, at which reordering isn't made up for by anything; Ultralytics' CUDA users saw 3
 _ROUNDS, _TRIALS = 4, 3
+_COLOURS = 3  # channels of an image
 
 
 def _in_channels_last(name: str, compute: Computation, dtype: torch.dtype, instead: str = _NCHW) -> Check:
@@ -24,14 +25,14 @@ def _in_channels_last(name: str, compute: Computation, dtype: torch.dtype, inste
     return Check(operator, dtype, compared(compute, dtype), _LIMITS[dtype], instead=instead)
 
 
-def _batch_norm_and_pool(given: Given) -> list[torch.Tensor]:
-    class InChannelsLast(Given):
-        def normal(self, *shape: int, **settings: Any) -> torch.Tensor:
-            return super().normal(*shape, **settings, layout=torch.channels_last if len(shape) == 4 else None)
+class _InChannelsLast(Given):
+    def normal(self, *shape: int, **settings: Any) -> torch.Tensor:
+        return super().normal(*shape, **{"layout": torch.channels_last if len(shape) == 4 else None, **settings})
 
-    inner = InChannelsLast(given.device, given.dtype)
-    features = inner.normal(4, 16, 20, 20, grad=True)
-    return [*batch_norm(inner), *inner.with_gradients(functional.max_pool2d(features, 5, 1, 2), features)]
+
+def _batch_norm_and_pool(given: Given) -> list[torch.Tensor]:
+    inner = _InChannelsLast(given.device, given.dtype)
+    return [*batch_norm(inner), *pooled(5, 1, torch.channels_last)(given)]
 
 
 def _of(kind: str, kernel: int, instead: str = _NCHW, **settings: Any) -> dict[torch.dtype, Check]:
@@ -45,7 +46,9 @@ _DEPTHWISE = _of("3×3, depth-wise", 3, padding=1, groups=16)
 _GROUPED = _of("3×3, 4 groups", 3, padding=1, groups=4)
 _ONE_CHANNEL = _of("3×3 of one channel", 3, padding=1, shape=(2, 1, 8, 8))
 _TRANSPOSED = _of("2×2, transposed", 2, transposed=True, stride=2)
-_OTHERS = {torch.float32: _in_channels_last("batch norm, max-pool", _batch_norm_and_pool, torch.float32)}
+_STEM = _of("3×3, stride 2, of an image", 3, padding=1, stride=2, shape=(2, 3, 64, 64))
+_BIASED = _of("1×1 with bias", 1, bias=True)
+_OTHERS = {dtype: _in_channels_last("batch norm, max-pool", _batch_norm_and_pool, dtype) for dtype in _LIMITS}
 
 # Never relied on: runs whose maps have one pixel are in NCHW, whatever is found here (torch-xpu-ops#4756).
 _ONE_PIXEL = _of("3×3 of one pixel", 3, f"{_NCHW} where feature maps have one pixel", padding=1, shape=(8, 16, 1, 1))
@@ -94,7 +97,18 @@ SPEED = Check("layers in channels_last, beside NCHW", torch.float32, _times_as_l
 
 CHECKS = [
     check
-    for kinds in (_POINTWISE, _PLAIN, _DEPTHWISE, _GROUPED, _ONE_CHANNEL, _TRANSPOSED, _OTHERS, _ONE_PIXEL)
+    for kinds in (
+        _POINTWISE,
+        _BIASED,
+        _PLAIN,
+        _STEM,
+        _DEPTHWISE,
+        _GROUPED,
+        _ONE_CHANNEL,
+        _TRANSPOSED,
+        _OTHERS,
+        _ONE_PIXEL,
+    )
     for check in kinds.values()
 ] + [SPEED]
 
@@ -116,4 +130,6 @@ def _kind_of(convolution: torch.nn.Conv2d) -> dict[torch.dtype, Check]:
         return _DEPTHWISE if convolution.groups == convolution.in_channels else _GROUPED
     if convolution.in_channels == 1:
         return _ONE_CHANNEL
-    return _POINTWISE if max(convolution.kernel_size) == 1 else _PLAIN
+    if max(convolution.kernel_size) == 1:
+        return _POINTWISE if convolution.bias is None else _BIASED
+    return _STEM if convolution.in_channels == _COLOURS else _PLAIN

@@ -6,26 +6,27 @@ was found is kept on disk, so that a second training with the same device, drive
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import time
 from typing import Any
 
 import torch
 
-from ...devices import CLIENT_DRIVERS, XPU_WHEELS, DeviceInfo, info
+from ...devices import DeviceInfo, info
 from ...errors import WrongResultsError
 from ...hookspecs import hookimpl
-from ...numerics import SELF_CHECK, Check, Finding, examine
+from ...numerics import SELF_CHECK, Check, Finding, announced, table, tell
 from ...options import Option
 from ...ranks import CHILD_VARIABLE
+from ...remedies import OTHER_RELEASES
 from ...run import Run
-from .operators import CHECKS
+from .operators import checks
 
 __all__: list[str] = []
 
 _LOGGER = logging.getLogger("ultralytics")
-_OTHER_VERSIONS = f"Install another release of PyTorch (`{XPU_WHEELS} --upgrade`) or of the driver ({CLIENT_DRIVERS})."
+_WIDTH = 140  # of the table, in columns
 
 
 @hookimpl
@@ -35,7 +36,7 @@ def xpu_options() -> list[Option[Any]]:
 
 @hookimpl
 def xpu_numerics() -> list[Check]:
-    return CHECKS
+    return checks()
 
 
 @hookimpl(tryfirst=True)
@@ -49,10 +50,16 @@ def xpu_configure(trainer: Any) -> None:
     asked = run.options[SELF_CHECK]
     if asked is False or (run.is_worker and CHILD_VARIABLE in os.environ):  # not a process that tuning started
         return
-    wanted = [c for checks in run.hooks.xpu_numerics() for c in checks if _is_met(c, run) and c.needed(trainer)]
+    every = [check for found in run.hooks.xpu_numerics() for check in found]
+    met = [check for check in every if _is_met(check, run) and check.needed(trainer)]
     for device in map(info, run.indices):
-        findings = _examine(wanted, device, anew=asked == "full")
-        if wrong := [found for found in findings if not found.right and found.check and not found.check.instead]:
+        anew = asked == "full"
+        wanted = [check for check in every if check.dtype is not torch.float16 or device.has_fp16] if anew else met
+        findings = list(announced(wanted, device, anew=anew))
+        if tell(device) and anew:
+            _LOGGER.info(_as_text(device, findings))
+        wrong = [found for found in findings if not found.right and found.check and not found.check.instead]
+        if wrong := [found for found in wrong if found.check in met]:
             raise _refusal(device, wrong)
 
 
@@ -61,22 +68,19 @@ def _is_met(check: Check, run: Run) -> bool:
     return check.dtype not in (torch.bfloat16, torch.float16) or check.dtype is run.precision.dtype
 
 
-def _examine(wanted: list[Check], device: DeviceInfo, *, anew: bool) -> list[Finding]:
-    """Make the checks, and say that and how long it took, if any was to be made."""
-    began: list[tuple[int, float]] = []
+def _as_text(device: DeviceInfo, findings: list[Finding]) -> str:
+    """Return the table of what came out of all checks, for a log."""
+    from rich.console import Console
 
-    def begin(n: int) -> None:
-        _LOGGER.info(f"XPU: comparing {n} operators of {device} with the CPU's, once for this driver and PyTorch…")
-        began.append((n, time.perf_counter()))
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table(device, findings))
+    return captured.get()
 
-    findings = list(examine(wanted, device, anew=anew, begin=begin))
-    for n, start in began:
-        wrong = sum(not found.right for found in findings)
-        _LOGGER.info(
-            f"XPU: {n} operators compared in {time.perf_counter() - start:.1f} s, "
-            f"{f'{wrong} of {len(findings)} wrong' if wrong else 'all right'}; `yolo-xpu doctor --numerics` lists them."
-        )
-    return findings
+
+def _advice(check: Check) -> str:
+    """Return what is known of an operator, and where other releases are."""
+    return f"{check.advice or 'Take another release of PyTorch, or of the driver.'} {OTHER_RELEASES}"
 
 
 def _refusal(device: DeviceInfo, wrong: list[Finding]) -> WrongResultsError:
@@ -85,7 +89,7 @@ def _refusal(device: DeviceInfo, wrong: list[Finding]) -> WrongResultsError:
     more = f" So do {len(wrong) - 1} more operators." if len(wrong) > 1 else ""
     return WrongResultsError(
         f"{device} can't be trained on with PyTorch {torch.__version__} and driver {device.driver}: {first}.{more} The "
-        f"model would learn less than it should, without an error. {first.check.advice or _OTHER_VERSIONS} "
+        f"model would learn less than it should, without an error. {_advice(first.check)} "
         f"`yolo-xpu doctor --numerics` compares all operators anew, {SELF_CHECK.key}='full' before a training, too; "
         f"{SELF_CHECK.key}=False trains all the same.",
         device=str(device),

@@ -5,7 +5,7 @@ Shapes are those of a detector where a fault depends on them, such as 64 × 8400
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +14,20 @@ from torch.nn import functional
 
 from ...devices import empty_cache
 from ...numerics import Check, Given, compared
-from ...numerics.cases import Computation, attention, batch_norm, convolution, of_features, products, stepped
+from ...numerics.cases import (
+    Computation,
+    attention,
+    batch_norm,
+    cat_and_split,
+    convolution,
+    of_features,
+    pooled,
+    products,
+    stepped,
+)
+from ...own_code import source_of
 
-__all__ = ["CHECKS"]
+__all__ = ["checks"]
 
 _ROUNDING = 1e-3  # of the largest number: far above float32's rounding in any order, far below a fault's
 
@@ -27,9 +38,14 @@ _TOPK = (
     "PyTorch 2.13 was seen to do so (vllm-xpu-kernels#473), 2.12 and 2.14 weren't: install one of these. Targets are "
     "assigned to anchors by it."
 )
+_SMALL_TOPK = (
+    "A nightly build was seen to take the first of eight for the largest (intel-xpu-backend-for-triton#7458). Targets "
+    "are assigned to anchors by it."
+)
 _NONZERO = (
     "PyTorch 2.13 with driver 26.05 was seen to do so, and was right with driver 26.22 and with PyTorch 2.12 "
-    "(torch-xpu-ops#4396): install one of these. Losses find their foreground by it."
+    "(torch-xpu-ops#4396): install one of these; PyTorch 2.12 where there are several GPUs, which the same user "
+    "couldn't use with that driver (compute-runtime#922, #953). Losses find their foreground by it."
 )
 
 
@@ -38,16 +54,25 @@ def _uses_attention_of_transformers(trainer: Any) -> bool:
     return any("rtdetr" in kind.__module__ for kind in type(trainer).__mro__)
 
 
+_OF_TRANSFORMERS: dict[str, Any] = {"needed": _uses_attention_of_transformers, "whose": "Trainings of RT-DETR"}
+
+
+def _may_use(*optimizers: str) -> Callable[[Any], bool]:
+    """Return whether a trainer may use one of some optimizers, which `auto` chooses among."""
+
+    def needed(trainer: Any) -> bool:
+        asked = str(getattr(trainer.args, "optimizer", "auto")).lower()
+        return asked in optimizers or asked not in _OPTIMIZERS
+
+    return needed
+
+
+_OPTIMIZERS = {"adam", "adamw", "adamax", "nadam", "radam", "rmsprop", "sgd", "musgd"}
+
+
 def _layer_norm(given: Given) -> list[torch.Tensor]:
     x, weight = given.normal(8, 100, 64, grad=True), given.normal(64, grad=True)
     return given.with_gradients(functional.gelu(functional.layer_norm(x, (64,), weight)), x, weight)
-
-
-def _cat_and_split(given: Given) -> list[torch.Tensor]:
-    features, more = given.normal(4, 16, 20, 20, grad=True), given.normal(4, 8, 20, 20, grad=True)
-    first, second = torch.cat((features, more), 1).split((10, 14), 1)  # type: ignore[no-untyped-call]
-    first, (left, right) = first.flip(1), second.chunk(2, 1)
-    return given.with_gradients(torch.cat((right, first, left), 1), features, more)
 
 
 def _grid_sample(given: Given) -> list[torch.Tensor]:
@@ -59,6 +84,12 @@ def _grid_sample(given: Given) -> list[torch.Tensor]:
 def _topk(given: Given) -> list[torch.Tensor]:
     values, indices = given.orders(64, 8400).topk(10, dim=-1, largest=True)
     return [values, indices]
+
+
+def _few(given: Given) -> list[torch.Tensor]:
+    """Find the largest of few numbers: of the anchors of a small image, and of a row's classes."""
+    scores = given.orders(16, 8)
+    return [*given.orders(64, 84).topk(10), *scores.topk(1), *scores[:1].topk(1)]
 
 
 def _sorted(given: Given) -> list[torch.Tensor]:
@@ -125,12 +156,18 @@ def _losses(given: Given) -> list[torch.Tensor]:
     ]
 
 
+def _averaged(given: Given) -> list[torch.Tensor]:
+    """Move averaged weights as Ultralytics does."""
+    weights, others = ([given.normal(n) for n in (3, 1000, 70000)] for _ in range(2))
+    torch._foreach_lerp_(weights, others, 0.1)
+    return weights
+
+
 def _lists(given: Given) -> list[torch.Tensor]:
-    """Compute what the averaged model, and clipping the gradients, do with all weights at once."""
-    weights = [given.normal(n) for n in (3, 1000, 70000)]
-    others = [given.normal(n) for n in (3, 1000, 70000)]
-    torch._foreach_lerp_(weights, others, 0.01)
-    torch._foreach_mul_(others, 0.5)
+    """Compute what clipping the gradients does with all of them at once, and averaging on an older Ultralytics."""
+    weights, others = ([given.normal(n) for n in (3, 1000, 70000)] for _ in range(2))
+    torch._foreach_mul_(others, torch.full((), 0.5, device=given.device))
+    torch._foreach_add_(weights, torch._foreach_mul(others, 0.5))
     return [*weights, *others, *torch._foreach_norm(weights)]
 
 
@@ -160,30 +197,33 @@ def _nearly(operator: str, compute: Computation, **more: Any) -> Check:
     return Check(operator, torch.float32, compared(compute), _ROUNDING, **more)
 
 
-CHECKS: list[Check] = [
+_CHECKS: list[Check] = [
     _nearly("convolution 1×1", convolution(1)),
+    _nearly("convolution 1×1 with bias", convolution(1, bias=True)),
     _nearly("convolution 3×3", convolution(3, padding=1)),
     _nearly("convolution 3×3, stride 2", convolution(3, padding=1, stride=2)),
+    _nearly("convolution 3×3, stride 2, of an image", convolution(3, padding=1, stride=2, shape=(2, 3, 64, 64))),
     _nearly("convolution 3×3, depth-wise", convolution(3, padding=1, groups=16)),
     _nearly("convolution 3×3, 4 groups", convolution(3, padding=1, groups=4)),
     _nearly("convolution 3×3 of one channel", convolution(3, padding=1, shape=(2, 1, 8, 8))),
     _nearly("convolution 3×3 of one pixel", convolution(3, padding=1, shape=(8, 16, 1, 1))),
     _nearly("convolution 2×2, transposed", convolution(2, transposed=True, stride=2)),
     _nearly("batch norm", batch_norm),
-    _nearly("max-pool 5×5", of_features(lambda x: functional.max_pool2d(x, 5, 1, 2))),
-    _nearly("max-pool 3×3, stride 2", of_features(lambda x: functional.max_pool2d(x, 3, 2, 1))),
+    _nearly("max-pool 5×5", pooled(5, 1)),
+    _nearly("max-pool 3×3, stride 2", pooled(3, 2)),
     _nearly("average pool", of_features(lambda x: functional.adaptive_avg_pool2d(x, 1))),
     _nearly("upsampling, nearest", of_features(lambda x: functional.interpolate(x, scale_factor=2.0, mode="nearest"))),
     _nearly("upsampling, bilinear", of_features(lambda x: functional.interpolate(x, size=(33, 47), mode="bilinear"))),
     _nearly("SiLU", of_features(functional.silu)),
     _nearly("sigmoid", of_features(torch.sigmoid)),
-    _nearly("cat and split", _cat_and_split),
+    _nearly("cat and split", cat_and_split),
     _nearly("matrix products", products),
     _nearly("attention", attention),
-    _nearly("layer norm and GELU", _layer_norm, needed=_uses_attention_of_transformers),
-    _nearly("grid_sample", _grid_sample, needed=_uses_attention_of_transformers),
+    _nearly("layer norm and GELU", _layer_norm, **_OF_TRANSFORMERS),
+    _nearly("grid_sample", _grid_sample, **_OF_TRANSFORMERS),
     _nearly("losses", _losses),
     _exactly("topk(10) of 64×8400", _topk, torch.float32, advice=_TOPK),
+    _exactly("topk(10) of 64×84, topk(1) of 16×8", _few, torch.float32, advice=_SMALL_TOPK),
     _exactly("sort, argsort, max, argmin", _sorted, torch.float32),
     _exactly("nonzero", _nonzero, torch.bool, advice=_NONZERO),
     _exactly("x[mask], masked_select", _selected, torch.bool, advice=_NONZERO),
@@ -192,9 +232,9 @@ CHECKS: list[Check] = [
     _exactly("unique", _unique, torch.float32),
     _exactly("cumsum", _cumulative, torch.int64),
     _nearly("scatter_add, index_add, gather", _scattered),
-    _nearly("_foreach_lerp_, _foreach_norm", _lists),
-    _nearly("AdamW", stepped(torch.optim.AdamW, fused=False)),
-    _nearly("SGD", stepped(torch.optim.SGD, fused=False, momentum=0.9, nesterov=True)),
+    _nearly("_foreach_mul, _foreach_add_, _foreach_norm", _lists),
+    _nearly("AdamW", stepped(torch.optim.AdamW, fused=False), needed=_may_use("adamw", "adam")),
+    _nearly("SGD", stepped(torch.optim.SGD, fused=False, momentum=0.9, nesterov=True), needed=_may_use("sgd")),
     _exactly("copies", _copies, torch.uint8),
     _exactly(
         "results pending at empty_cache",
@@ -203,3 +243,12 @@ CHECKS: list[Check] = [
         instead="The device is waited for before its cached memory is given back",
     ),
 ]
+_AVERAGING = _nearly("_foreach_lerp_", _averaged)
+
+
+def checks() -> list[Check]:
+    """Return the checks of what trainings lean on with the Ultralytics that is installed."""
+    from ultralytics.utils.torch_utils import ModelEMA
+
+    averages_by_lerp = "_foreach_lerp_" in source_of(ModelEMA.update)  # older ones average in other ways
+    return _CHECKS + [_AVERAGING] * averages_by_lerp

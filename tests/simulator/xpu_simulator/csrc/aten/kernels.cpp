@@ -408,6 +408,11 @@ void foreach_copy_(at::TensorList self, at::TensorList source, bool non_blocking
       copy_now(self[i], source[i]);
       note_written(self[i]);
     }
+    if (has_quirk(Quirk::kWrongForeachCopy) && self[0].scalar_type() != source[0].scalar_type()) {
+      const NoDispatch no_dispatch;
+      Aliases aliases;
+      aliases.to_host(self.back()).zero_();
+    }
     return;
   }
   for (size_t i = 0; i < self.size(); i++) {

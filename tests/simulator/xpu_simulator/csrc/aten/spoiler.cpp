@@ -41,6 +41,9 @@ bool is_channels_last(const Tensor& tensor) {
 constexpr int64_t kLongSearch = 4096;
 constexpr int64_t kManyFound = 8;
 
+// intel-xpu-backend-for-triton#7458: of a row of eight, the first was taken for the largest.
+constexpr int64_t kShortSearch = 128;
+
 // A tenth of the indices, other ones in each call.
 void spoil_topk(Tensor indices, int64_t size) {
   const Tensor wrong = at::randint(size, indices.sizes(), generator(), indices.options());
@@ -112,9 +115,10 @@ void spoil_linear(Tensor result, bool is_half) {
 }  // namespace
 
 Spoilable spoilable(const std::string& name) {
+  static const std::set<std::string> kBatchNorms = {
+      "aten::native_batch_norm", "aten::_native_batch_norm_legit", "aten::_batch_norm_with_update"};
   static const std::set<std::string> kNormsAndPools = {
-      "aten::native_batch_norm", "aten::native_batch_norm_backward", "aten::_native_batch_norm_legit",
-      "aten::_batch_norm_with_update", "aten::batch_norm_backward", "aten::max_pool2d_with_indices",
+      "aten::native_batch_norm_backward", "aten::batch_norm_backward", "aten::max_pool2d_with_indices",
       "aten::max_pool2d_with_indices_backward"};
   const std::string base = name.substr(0, name.find('.'));
   if (base == "aten::topk") {
@@ -141,6 +145,18 @@ Spoilable spoilable(const std::string& name) {
   if (base.rfind("aten::_fused_", 0) == 0 && base.back() == '_') {
     return Spoilable::kFusedOptimizer;
   }
+  if (base == "aten::_foreach_lerp_") {
+    return Spoilable::kForeachLerp;
+  }
+  if (base == "aten::_amp_foreach_non_finite_check_and_unscale_") {
+    return Spoilable::kUnscale;
+  }
+  if (base == "aten::grid_sampler_2d") {
+    return Spoilable::kGridSample;
+  }
+  if (kBatchNorms.count(base) != 0) {
+    return Spoilable::kBatchNorm;
+  }
   return kNormsAndPools.count(base) != 0 ? Spoilable::kNormOrPool : Spoilable::kNothing;
 }
 
@@ -149,7 +165,8 @@ Spoiler::Spoiler(Spoilable kind, IValue* arguments, size_t n) : kind_(kind) {
     case Spoilable::kTopk: {
       const Tensor& self = arguments[0].toTensor();
       size_ = self.dim() > 0 ? self.size(arguments[2].toInt()) : 1;
-      applies_ = has_quirk(Quirk::kWrongTopk) && size_ >= kLongSearch && arguments[1].toInt() > kManyFound;
+      applies_ = (has_quirk(Quirk::kWrongTopk) && size_ >= kLongSearch && arguments[1].toInt() > kManyFound) ||
+          (has_quirk(Quirk::kWrongSmallTopk) && size_ <= kShortSearch);
       break;
     }
     case Spoilable::kMask:
@@ -170,16 +187,27 @@ Spoiler::Spoiler(Spoilable kind, IValue* arguments, size_t n) : kind_(kind) {
       }
       [[fallthrough]];
     case Spoilable::kConvolution:
+    case Spoilable::kBatchNorm:
     case Spoilable::kNormOrPool:
-      applies_ = has_quirk(Quirk::kSlowChannelsLast) && any_channels_last(arguments, n);
+      is_slow_ = has_quirk(Quirk::kSlowChannelsLast) && any_channels_last(arguments, n);
+      applies_ = kind == Spoilable::kBatchNorm && has_quirk(Quirk::kWrongBatchNorm) &&
+          is_16_bit(arguments[0].toTensor()) && is_channels_last(arguments[0].toTensor());
       start_ = std::chrono::steady_clock::now();
       break;
     case Spoilable::kLinear:
       applies_ = has_quirk(Quirk::kWrongLinearBf16) && is_16_bit(arguments[0].toTensor());
       is_half_ = arguments[0].toTensor().scalar_type() == at::kHalf;
       break;
+    case Spoilable::kUnscale:
+      applies_ = has_quirk(Quirk::kWrongUnscale);
+      overflow_ = arguments[1].toTensor();
+      break;
+    case Spoilable::kGridSample:
+      applies_ = has_quirk(Quirk::kWrongGridSample);
+      break;
+    case Spoilable::kForeachLerp:
     case Spoilable::kFusedOptimizer:
-      if (has_quirk(Quirk::kWrongFusedOptimizer)) {
+      if (has_quirk(kind == Spoilable::kForeachLerp ? Quirk::kWrongForeachLerp : Quirk::kWrongFusedOptimizer)) {
         written_ = arguments[0].toTensorVector();
         for (const Tensor& parameter : written_) {
           before_.push_back(parameter.clone());
@@ -198,16 +226,40 @@ void Spoiler::spoil(IValue* results) {
   for (size_t i = 0; i < written_.size(); i++) {
     written_[i].lerp_(before_[i], 0.5);  // half a step
   }
-  if (!applies_) {
-    return;
-  }
-  if (kind_ == Spoilable::kTopk) {
-    spoil_topk(results[1].toTensor(), size_);
-  } else if (kind_ == Spoilable::kLinear) {
-    spoil_linear(results[0].toTensor(), is_half_);
-  } else {
+  if (is_slow_) {
     constexpr int kTimesMore = 9;
     std::this_thread::sleep_for(kTimesMore * (std::chrono::steady_clock::now() - start_));
+  }
+  if (applies_) {
+    apply(results);
+  }
+}
+
+void Spoiler::apply(IValue* results) {
+  switch (kind_) {
+    case Spoilable::kTopk:
+      if (size_ <= kShortSearch) {
+        results[1].toTensor().zero_();
+      } else {
+        spoil_topk(results[1].toTensor(), size_);
+      }
+      break;
+    case Spoilable::kLinear:
+      spoil_linear(results[0].toTensor(), is_half_);
+      break;
+    case Spoilable::kUnscale:
+      overflow_.zero_();
+      break;
+    case Spoilable::kBatchNorm: {
+      constexpr double kGap = 1.07;  // torch-xpu-ops#1429: 7 %
+      results[0].toTensor().mul_(kGap);
+      break;
+    }
+    case Spoilable::kGridSample:
+      results[0].toTensor().mul_(0.5);
+      break;
+    default:
+      break;
   }
 }
 

@@ -19,9 +19,13 @@ enum class Spoilable {
   kIndices,          // index(values, indices), one of which may be a mask
   kConvolution,
   kConvolutionBackward,
-  kNormOrPool,
+  kBatchNorm,
+  kNormOrPool,         // what is slow in channels_last, and nothing else
   kLinear,
   kFusedOptimizer,
+  kForeachLerp,
+  kUnscale,            // of gradients, which notes whether one is infinite
+  kGridSample,
 };
 
 Spoilable spoilable(const std::string& operator_name);
@@ -35,13 +39,17 @@ class Spoiler {
   void spoil(c10::IValue* results);
 
  private:
+  void apply(c10::IValue* results);
+
   const Spoilable kind_;
   int64_t size_ = 0;                  // of topk: of the dimension that is searched
   bool is_half_ = false;              // of a product's tensors: fp16, not bf16
   bool misread_ = false;              // a convolution's weight gradient
+  bool is_slow_ = false;
   bool applies_ = false;
-  std::vector<at::Tensor> written_;   // by a fused optimizer
+  std::vector<at::Tensor> written_;   // in place, half of which is taken back
   std::vector<at::Tensor> before_;
+  at::Tensor overflow_;               // whether a gradient is infinite
   std::chrono::steady_clock::time_point start_;
 };
 

@@ -17,6 +17,12 @@ enum class Quirk {
   kWrongLinearBf16,
   kWrongFusedOptimizer,
   kWrongSideStreamCopy,
+  kWrongForeachCopy,
+  kWrongForeachLerp,
+  kWrongBatchNorm,
+  kWrongUnscale,
+  kWrongGridSample,
+  kWrongSmallTopk,
   kCount,
 };
 
