@@ -64,15 +64,32 @@ def go_wrong(trainer):
 def gradients(trainer):
     if "GRADIENTS" not in os.environ or trainer.start_epoch:
         return
-    model, dataset = trainer.model, trainer.test_loader.dataset
-    weights = {{name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}}
+    model = trainer.model
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(trainer.device)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     model.train()
-    batch = trainer.preprocess_batch(dataset.collate_fn([dataset[i] for i in range(8)]))
-    outputs = torch.utils._pytree.tree_leaves(model(batch["img"]))
-    (sum(output.square().mean() for output in outputs) * 8 * trainer.world_size).backward()
-    found = {{name: value.grad.cpu().clone() for name, value in model.module.named_parameters() if value.requires_grad}}
-    torch.save({{"weights": weights, "gradients": found}}, HERE / f"gradients{{RANK}}.pt")
-    trainer.optimizer.zero_grad()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1
+    with torch.no_grad():
+        model.module(images)  # gives batch normalisation statistics, without which signals fade from layer to layer
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+    weights = {{name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}}
+
+    def found():
+        outputs = torch.utils._pytree.tree_leaves(model(images[8 * RANK : 8 * (RANK + 1)]))
+        (sum(output.square().mean() for output in outputs) * 8 * trainer.world_size).backward()
+        named = model.module.named_parameters()
+        values = {{name: value.grad.cpu().clone() for name, value in named if value.requires_grad}}
+        trainer.optimizer.zero_grad()
+        return values
+
+    with model.no_sync():
+        alone = found()
+    torch.save({{"weights": weights, "gradients": found(), "alone": alone}}, HERE / f"gradients{{RANK}}.pt")
+    model.train()
 
 
 default_callbacks["on_train_start"].append(gradients)
