@@ -51,7 +51,7 @@ def note(trainer):
         "epochs": [trainer.start_epoch, trainer.epoch],
         "save_dir": str(trainer.save_dir),
         "world_size": trainer.world_size,
-        "loss": sum(float(value) for value in trainer.tloss.values()),
+        "precision": trainer.xpu.precision.name,
     }}
     torch.save(seen, HERE / f"rank{{RANK}}-{{trainer.epoch}}.pt")
     (HERE / f"pid{{RANK}}").write_text(str(os.getpid()))
@@ -150,7 +150,7 @@ def launch(
             while len(list(folder.glob("pid*"))) < wait_for_ranks or _pids(folder):
                 assert time.monotonic() < until
                 time.sleep(0.2)
-        statuses = [process.poll() or 0 if wait_for_ranks else process.wait(timeout=180) for process in processes]
+        statuses = [process.poll() or 0 if wait_for_ranks else process.wait(timeout=400) for process in processes]
     finally:
         for process in processes:
             children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -211,7 +211,10 @@ import sys
 from pathlib import Path
 
 import torch
+import xpu_simulator
 from ultralytics import YOLO
+from yolo_xpu_trainer import trainers
+from yolo_xpu_trainer.batches import AHEAD
 
 HERE = Path(__file__).parent
 RANK = int(os.environ["RANK"])
@@ -222,28 +225,46 @@ def weights(trainer):
     return torch.cat([p.detach().float().cpu().flatten() for p in model.parameters()])
 
 
-def train(model, **arguments):
-    seen = {}
+def train(model, trainer="xpu", **arguments):
+    seen = {"files": [], "ahead": 0}
 
     def before(trainer):
         seen["before"] = weights(trainer)
+        preprocess = trainer.preprocess_batch
+
+        def noting(batch):
+            ahead = trainer.xpu.stash.get(AHEAD, None)
+            seen["ahead"] += ahead is not None and any(one.batch is batch for one in ahead._ahead)
+            seen["files"] += [Path(file).name for file in batch.get("im_file", [])]
+            return preprocess(batch)
+
+        trainer.preprocess_batch = noting
 
     def after(trainer):
         mine = weights(trainer)
         everyones = trainer.xpu.group.gather(mine)
         seen["equal"] = all(torch.equal(mine, other) for other in everyones)
         seen["changed"] = not torch.equal(mine, seen.pop("before"))
+        seen["finite"] = bool(mine.isfinite().all())
+        seen["device"] = str(trainer.device)
+        seen["precision"] = trainer.xpu.precision.name
         seen["images"] = trainer.train_loader.batch_size
         seen["rect"] = getattr(trainer.train_loader.dataset, "rect", None)
         seen["folder"] = trainer.save_dir.name
         seen["sum"] = float(mine.double().sum())
         seen["static"], seen["views"] = trainer.model.static_graph, trainer.model.gradient_as_bucket_view
 
-    yolo = YOLO(model)
-    yolo.add_callback("on_train_start", before)
-    yolo.add_callback("on_train_epoch_end", after)
+    arguments = {"device": "xpu", "epochs": 1, "workers": 0, "plots": False, **arguments}
     try:
-        results = yolo.train(trainer="xpu", device="xpu", epochs=1, workers=0, plots=False, **arguments)
+        with xpu_simulator.count() as counts:
+            if trainer in trainers.TRAINERS:
+                run = getattr(trainers, trainer)(overrides={"model": model, **arguments})
+            else:
+                run = YOLO(model)
+            run.add_callback("on_train_start", before)
+            run.add_callback("on_train_epoch_end", after)
+            results = run.train() if trainer in trainers.TRAINERS else run.train(trainer=trainer, **arguments)
+        seen["pinned"] = counts.h2d["pinned", "non_blocking"]
         if RANK == 0 and hasattr(results, "nt_per_class"):
             seen["objects"] = int(results.nt_per_class.sum())
     except Exception as error:
