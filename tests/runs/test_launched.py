@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -85,3 +86,17 @@ def test_a_rank_that_hangs_is_named_and_an_error_of_one_ends_all_with_its_messag
     assert torch.load(last / "weights" / "last.pt", weights_only=False)["epoch"] == 0
     assert not left_behind(tmp_path)
     assert ended.seconds < 110
+
+
+def test_a_rank_that_is_killed_ends_a_run_without_restarts_within_a_minute(data: TrainingData, tmp_path: Path) -> None:
+    wrong = """if RANK == 1 and trainer.epoch == 1:
+        (HERE / "killed").write_text(str(time.time()))
+        os.kill(os.getpid(), signal.SIGKILL)"""
+    (command,) = torchrun(2)
+    ended = launch(tmp_path, [[*command, *training(tmp_path, data("detect"), wrong, batch=4, **PLAIN_ARITHMETIC)]])
+    assert time.time() - float((tmp_path / "killed").read_text()) < 60
+    assert ended.statuses != [0]
+    assert "Signal 9 (SIGKILL) received" in ended.outputs[0]
+    (last,) = tmp_path.rglob("last.pt")
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    assert not left_behind(tmp_path)
