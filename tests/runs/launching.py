@@ -35,6 +35,7 @@ import time
 from pathlib import Path
 
 import torch
+from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils.callbacks.base import default_callbacks
 
 import yolo_xpu_trainer.train
@@ -43,9 +44,21 @@ RANK, RESTART = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_CO
 HERE = Path(__file__).parent
 
 
+scanned, scan = [], YOLODataset.cache_labels
+
+
+def scanning(self, path):
+    scanned.append(str(Path(path).with_suffix("")))
+    return scan(self, path)
+
+
+YOLODataset.cache_labels = scanning
+
+
 def note(trainer):
     model = getattr(trainer.model, "module", trainer.model)
     seen = {{
+        "scanned": scanned,
         "weights": {{name: value.cpu() for name, value in model.state_dict().items() if "running" not in name}},
         "device": str(trainer.device),
         "epochs": [trainer.start_epoch, trainer.epoch],
@@ -67,6 +80,7 @@ def gradients(trainer):
     model = trainer.model
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(trainer.device)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = {{name: value.detach().clone() for name, value in model.module.state_dict().items()}}
     model.train()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -90,6 +104,7 @@ def gradients(trainer):
         alone = found()
     torch.save({{"weights": weights, "gradients": found(), "alone": alone}}, HERE / f"gradients{{RANK}}.pt")
     model.train()
+    model.module.load_state_dict(before)
 
 
 default_callbacks["on_train_start"].append(gradients)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ..conftest import Train, TrainingData
+from ..datasets import WRITERS
 from .launching import PLAIN_ARITHMETIC, differing, launch, left_behind, needed, notes, torchrun, training
 
 pytestmark = needed
@@ -97,8 +98,8 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def two_by_two(namespaces: list[str], arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what `launch` is told for two nodes of two GPUs, each node in a namespace of its own."""
+def two_by_two(namespaces: list[str], arguments: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return what `launch` is told for two nodes of two GPUs, each in a namespace and with arguments of its own."""
     where = ["--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29500", f"--rdzv-id={os.getpid()}", "--nnodes=2"]
     where += ["--nproc-per-node=2", "--monitor-interval=0.2"]
     return {
@@ -108,25 +109,29 @@ def two_by_two(namespaces: list[str], arguments: Sequence[str]) -> dict[str, Any
                 *where,
                 f"--rdzv-conf=is_host={first}",
                 f"--local-addr=10.99.0.{number}",
-                *arguments,
+                *own,
             ]
-            for number, first in ((1, "true"), (2, "false"))
+            for number, first, own in zip((1, 2), ("true", "false"), arguments, strict=True)
         ],
         "within": [["ip", "netns", "exec", name] for name in namespaces],
         "GLOO_SOCKET_IFNAME": "wire",
     }
 
 
-def test_two_nodes_of_two_gpus_end_with_the_same_weights(
-    data: TrainingData, tmp_path: Path, namespaces: list[str]
-) -> None:
-    ended = launch(tmp_path, **two_by_two(namespaces, training(tmp_path, data("detect"), batch=8, **PLAIN_ARITHMETIC)))
+def test_two_nodes_of_two_gpus_end_with_the_same_weights(tmp_path: Path, namespaces: list[str]) -> None:
+    # On each a data set of its own, which nobody has scanned yet.
+    own = [str(WRITERS["detect"](tmp_path / f"data{number}")) for number in range(2)]
+    arguments = [training(tmp_path, path, batch=8, **PLAIN_ARITHMETIC) for path in own]
+    ended = launch(tmp_path, **two_by_two(namespaces, arguments))
     assert ended.statuses == [0, 0], ended.outputs
     (first, *others), before = notes(tmp_path, 4, epoch=1), notes(tmp_path, 4, epoch=0)
     assert [one["device"] for one in (first, *others)] == ["xpu:0", "xpu:1"] * 2
     assert [one["world_size"] for one in (first, *others)] == [4] * 4
     assert all(not differing(first["weights"], other["weights"]) for other in others)
     assert differing(first["weights"], before[0]["weights"])
+    for rank, one in enumerate((first, *others)):
+        labels = Path(own[rank // 2]).parent / "labels"
+        assert one["scanned"] == ([] if rank % 2 else [str(labels / split) for split in ("train", "val")])
     assert not left_behind(tmp_path)
 
 
@@ -139,7 +144,7 @@ def test_a_network_cut_between_nodes_ends_both_within_a_minute(
         os.system("{cut}")"""
     arguments = training(tmp_path, data("detect"), wrong, batch=8, **PLAIN_ARITHMETIC)
     # torchrun itself waits for the store on the other side
-    ended = launch(tmp_path, wait_for_ranks=4, **two_by_two(namespaces, arguments))
+    ended = launch(tmp_path, wait_for_ranks=4, **two_by_two(namespaces, [arguments] * 2))
     for output in ended.outputs:
         assert "gave no sign of life for 30 s" in output or "no rank can be reached any more" in output, output
     assert time.time() - float((tmp_path / "cut").read_text()) < 60
