@@ -51,6 +51,33 @@ def make_data(root: Path, task: str = "detect") -> Path:
     return path
 
 
+# A plugin: Ultralytics' own DDP workers get none of the user's callbacks before 8.4.190.
+NOTING = """
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from yolo_xpu_trainer import hookimpl
+
+seen = {"weights": [], "losses": []}
+
+
+def note(trainer):
+    parameters = [p.detach().cpu().numpy().tobytes() for p in trainer.model.parameters()]
+    seen["weights"].append(hashlib.sha256(b"".join(parameters)).hexdigest())
+    mean = trainer.tloss.values() if isinstance(trainer.tloss, dict) else trainer.tloss
+    seen["losses"].append(sum(map(float, mean)))
+    seen["device"] = str(trainer.device)
+    Path(__file__).with_name(f"rank{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+@hookimpl
+def xpu_after_setup(trainer):
+    trainer.add_callback("on_train_epoch_end", note)
+"""
+
+
 class Checks:
     """The checks, in an order in which each may use what an earlier one made."""
 
@@ -81,7 +108,8 @@ class Checks:
             self.pinned_loading,
             self.autobatch,
             self.plain_trainer,
-            *([self.several_devices] if self.profile == "arc-b580" else []),  # it brings a device of its own
+            # they bring devices of their own
+            *([self.several_devices, self.launched] if self.profile == "arc-b580" else []),
             self.restored,
         ]
         for check in checks:
@@ -279,18 +307,55 @@ class Checks:
 
     def several_devices(self) -> None:
         """`device=xpu:0,1` trains on both, a process each; PyTorch before 2.8 can't, and the run is refused."""
+        text = self._on_two([*_yolo(), "train"], "both", "xpu:0,1")
+        assert "--nproc_per_node 2" in text or "built without XCCL" in text, text
+
+    def launched(self) -> None:
+        """torchrun starts a process for each device, which trains as `yolo train` does."""
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        self._on_two([*launcher, "-m", "yolo_xpu_trainer.train"], "launched", "xpu")
+
+    def _on_two(self, command: list[str], name: str, device: str) -> str:
+        """Train on two devices, see that both end with the same weights and learn, and return what was printed."""
         import torch
 
-        command = [*_yolo(), "train", "model=yolo11n.yaml", f"data={self.data}", "imgsz=64", "batch=4", "plots=False"]
-        command += ["workers=0", "epochs=1", f"project={self.runs}", "name=both", "device=xpu:0,1"]
-        if not getattr(torch.distributed, "is_xccl_available", lambda: False)():
-            text = _run(command, fails=True, XPU_SIMULATOR="max-1550")
+        arguments = {
+            **self.common,
+            "model": "yolo11n.yaml",
+            "device": device,
+            "project": self.runs,
+            "name": name,
+            "val": False,
+            # the same few images in each epoch, with a full step of the optimizer for each batch
+            "imgsz": 32,
+            "epochs": 4,
+            "nbs": 4,
+            "warmup_epochs": 0,
+            "optimizer": "AdamW",
+            "lr0": 0.01,
+            **dict.fromkeys(("mosaic", "translate", "scale", "fliplr", "hsv_h", "hsv_s", "hsv_v"), 0.0),
+        }
+        notes = _noting(Path.cwd() / f"noting-{name}")
+        paths = os.pathsep.join([str(notes), *filter(None, [os.environ.get("PYTHONPATH")])])
+        refused = not getattr(torch.distributed, "is_xccl_available", lambda: False)()
+        text = _run(
+            [*command, *(f"{key}={value}" for key, value in arguments.items())],
+            fails=refused,
+            XPU_SIMULATOR="max-1550",
+            PYTHONPATH=paths,
+        )
+        if refused:
             assert "built without XCCL" in text, text
-            return
-        text = _run(command, XPU_SIMULATOR="max-1550")
-        assert "--nproc_per_node 2" in text, text
-        checkpoint = torch.load(self.runs / "both" / "weights" / "last.pt", map_location="cpu", weights_only=False)
-        assert checkpoint["xpu_trainer"]["device"] == "xpu:0,1"
+            return text
+        ranks = [json.loads((notes / f"rank{rank}.json").read_text()) for rank in range(2)]
+        assert [rank["device"] for rank in ranks] == ["xpu:0", "xpu:1"], ranks
+        assert len(ranks[0]["weights"]) == len(set(ranks[0]["weights"])) == 4, ranks
+        assert ranks[0]["weights"] == ranks[1]["weights"], ranks
+        losses = [sum(both) for both in zip(*(rank["losses"] for rank in ranks), strict=True)]
+        assert losses[-1] < 0.9 * losses[0], losses
+        checkpoint = torch.load(self.runs / name / "weights" / "last.pt", map_location="cpu", weights_only=False)
+        assert checkpoint["xpu_trainer"]["device"] == (device if device[-1].isdigit() else "xpu:0"), checkpoint
+        return text
 
     def restored(self) -> None:
         """After deactivation nothing of this package is left in Ultralytics."""
@@ -310,6 +375,16 @@ class Checks:
 def _yolo() -> list[str]:
     """Return the command that `yolo` is, of the version that this process has."""
     return [sys.executable, "-c", "from ultralytics.cfg import entrypoint; entrypoint()"]
+
+
+def _noting(folder: Path) -> Path:
+    """Write a plugin as it is installed: each rank notes its weights and its mean loss at the end of each epoch."""
+    installed = folder / "noting-1.dist-info"
+    installed.mkdir(parents=True)
+    (folder / "noting.py").write_text(NOTING)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: noting\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[yolo_xpu_trainer]\nnoting = noting\n")
+    return folder
 
 
 def _run(command: list[str], *, fails: bool = False, **environment: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,22 @@ from ultralytics import YOLO
 
 {imports}
 
+files = []
+
+
+def watch(trainer):
+    preprocess = trainer.preprocess_batch
+
+    def noting(batch):
+        files.extend(Path(file).name for file in batch["im_file"])
+        return preprocess(batch)
+
+    trainer.preprocess_batch = noting
+
 
 def note(trainer):
+    import xpu_simulator
+
     inside = torch.ones(2, 2, device=trainer.device, requires_grad=True)
     with trainer.xpu.autocast():
         dtype = (inside @ inside).dtype
@@ -49,6 +64,9 @@ def note(trainer):
         "decided": trainer.xpu.options.decided(),
         "pinned": trainer.train_loader.pin_memory,
         "world_size": trainer.world_size,
+        "files": files,
+        "copies": {{" ".join(kind): count for kind, count in xpu_simulator.counters.read().h2d.items()}},
+        "backend": torch.distributed.get_backend(),
         "sum": float(sum(p.detach().double().sum() for p in trainer.model.parameters())),
     }}
     Path(f"rank{{os.environ['RANK']}}.json").write_text(json.dumps(seen))
@@ -57,6 +75,7 @@ def note(trainer):
 if __name__ == "__main__":
     before = dict(os.environ)
     model = YOLO("yolo11n.yaml")
+    model.add_callback("on_train_start", watch)
     model.add_callback("on_train_epoch_end", note)
     error = None
     try:
@@ -66,7 +85,6 @@ if __name__ == "__main__":
             epochs=1,
             imgsz=32,
             batch=4,
-            workers=0,
             plots=False,
             project=os.getcwd(),
             name="run",
@@ -117,7 +135,7 @@ def run(folder: Path, data: str, trainer: str, imports: str, arguments: dict[str
     script.write_text(SCRIPT.format(trainer=trainer, imports=imports))
     done = subprocess.run(
         [sys.executable, str(script), data, json.dumps(arguments)],
-        env={**os.environ, "XPU_SIMULATOR": "max-1550", **variables},
+        env={**os.environ, "XPU_SIMULATOR": "max-1550", "TMPDIR": str(folder), **variables},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -126,6 +144,7 @@ def run(folder: Path, data: str, trainer: str, imports: str, arguments: dict[str
     assert done.returncode == 0, output
     parent = json.loads((folder / "parent.json").read_text())
     assert parent["error"] is None, output
+    assert _left(folder) == []
     ranks = [json.loads((folder / f"rank{i}.json").read_text()) for i in range(2)]
     return Result(ranks, parent, folder / "run" / "weights", output)
 
@@ -133,7 +152,7 @@ def run(folder: Path, data: str, trainer: str, imports: str, arguments: dict[str
 @pytest.fixture(scope="module")
 def explicit(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A trainer of ours, with everything asked for."""
-    arguments = {"device": "xpu:0,1", "amp": "fp16", "xpu_pin_memory": False, "xpu_non_blocking": False}
+    arguments = {"device": "xpu:0,1", "amp": "fp16", "xpu_pin_memory": False, "xpu_non_blocking": False, "workers": 2}
     imports = "from yolo_xpu_trainer import XPUDetectionTrainer"
     return run(tmp_path_factory.mktemp("explicit"), data("detect"), "XPUDetectionTrainer", imports, arguments)
 
@@ -143,8 +162,20 @@ def own(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A trainer of the user's own, on the devices in reverse, with everything left to us but one variable."""
     folder = tmp_path_factory.mktemp("own")
     return run(
-        folder, data("detect"), "Mine", "from mine import Mine", {"device": [1, 0]}, YOLO_XPU_NON_BLOCKING="false"
+        folder,
+        data("detect"),
+        "Mine",
+        "from mine import Mine",
+        {"device": [1, 0], "workers": 0},
+        YOLO_XPU_NON_BLOCKING="false",
     )
+
+
+@pytest.fixture(scope="module")
+def by_host(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run where PyTorch has no XCCL, by way of the host, with worker processes."""
+    folder, arguments = tmp_path_factory.mktemp("host"), {"device": "xpu:0,1", "xpu_gloo": True, "workers": 2}
+    return run(folder, data("detect"), "'xpu'", "", arguments, XPU_SIMULATOR_FAULTS="no_xccl")
 
 
 pytestmark = [
@@ -159,6 +190,23 @@ def test_each_rank_trains_on_a_device_of_its_own(explicit: Result) -> None:
         assert seen["weights"] == [f"xpu:{rank}"]
         assert seen["xpu"] == seen["current"] == rank
         assert seen["world_size"] == 2
+
+
+def test_gradients_go_by_way_of_the_host_where_that_is_asked_for(by_host: Result) -> None:
+    assert [seen["device"] for seen in by_host.ranks] == ["xpu:0", "xpu:1"]
+    assert {seen["backend"] for seen in by_host.ranks} != {"xccl"}
+    assert by_host.ranks[0]["sum"] == by_host.ranks[1]["sum"]
+    assert by_host.output.count("gradients by way of the host (gloo)") == 1
+
+
+def test_each_rank_loads_images_of_its_own_in_worker_processes(explicit: Result, by_host: Result) -> None:
+    for first, second in (explicit.ranks, by_host.ranks):
+        assert len(first["files"]) == len(second["files"]) == 4
+        assert not set(first["files"]) & set(second["files"])
+    for seen in by_host.ranks:
+        assert seen["copies"]["pinned non_blocking"] >= 2
+    for seen in explicit.ranks:
+        assert seen["copies"]["pinned non_blocking"] == 0
 
 
 def test_the_order_of_devices_is_that_of_the_ranks(own: Result) -> None:
@@ -254,7 +302,10 @@ def test_a_device_that_is_not_there_starts_no_worker(
 
 FAILING = """
 import os
+import signal
 import sys
+import time
+from pathlib import Path
 
 from ultralytics import YOLO
 from xpu_simulator import faults
@@ -262,6 +313,7 @@ from xpu_simulator import faults
 
 def fail(trainer):
     if os.environ["RANK"] == os.environ["FAILING_RANK"] and trainer.epoch == 1:
+        Path("failed").write_text(str(time.time()))
         {fault}
 
 
@@ -292,24 +344,37 @@ _ON_DEVICE = ["xpu:{rank} Intel Data Center GPU Max 1550", "go on with `yolo tra
 def test_an_error_on_one_rank_ends_all_of_them_with_that_ranks_message(
     data: TrainingData, tmp_path: Path, fault: str, rank: str, expected: str, said: list[str]
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(FAILING.format(fault=fault))
-    done = subprocess.run(
-        [sys.executable, str(script), data("detect")],
-        env={**os.environ, "XPU_SIMULATOR": "max-1550", "FAILING_RANK": rank},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
+    line, _ = _failing(tmp_path, data("detect"), fault, rank)
     last = tmp_path / "run" / "weights" / "last.pt"
     assert line.startswith(f"ENDED {expected} ")
     for phrase in said:
         assert phrase.format(rank=rank, last=last) in line
     assert line.endswith(f"(rank {rank})")
-    assert torch.load(last, weights_only=False)["epoch"] == 0
-    assert _left(tmp_path) == []
+
+
+def test_a_rank_that_is_killed_ends_the_other_one(data: TrainingData, tmp_path: Path) -> None:
+    _, output = _failing(tmp_path, data("detect"), "os.kill(os.getpid(), signal.SIGKILL)", "1")
+    assert "traceback : Signal 9 (SIGKILL) received by PID" in output
+    assert "rank      : 1 (local_rank: 1)" in output
+
+
+def _failing(folder: Path, data: str, fault: str, rank: str) -> tuple[str, str]:
+    """Let a rank fail in the second epoch, see that all end soon and whole, and return how, and what was printed."""
+    script = folder / "script.py"
+    script.write_text(FAILING.format(fault=fault))
+    done = subprocess.run(
+        [sys.executable, str(script), data],
+        env={**os.environ, "XPU_SIMULATOR": "max-1550", "TMPDIR": str(folder), "FAILING_RANK": rank},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert time.time() - float((folder / "failed").read_text()) < 60
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
+    assert torch.load(folder / "run" / "weights" / "last.pt", weights_only=False)["epoch"] == 0
+    assert _left(folder) == []
+    return line, done.stdout + done.stderr
 
 
 HANGING = """
@@ -343,7 +408,7 @@ def test_a_first_all_reduce_that_hangs_ends_the_run_with_the_known_remedy(data: 
     script.write_text(HANGING)
     done = subprocess.run(
         [sys.executable, str(script), data("detect"), str(tmp_path)],
-        env={**os.environ, "XPU_SIMULATOR": "max-1550"},
+        env={**os.environ, "XPU_SIMULATOR": "max-1550", "TMPDIR": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -356,9 +421,12 @@ def test_a_first_all_reduce_that_hangs_ends_the_run_with_the_known_remedy(data: 
     assert _left(tmp_path) == []
 
 
-def _left(directory: Path) -> list[list[str]]:
-    """Return the command lines of other processes that work in a directory, as a run's workers do."""
+def _left(directory: Path) -> list[Any]:
+    """Return what a run in a directory has left: other processes that work there, and temporary files."""
     import psutil
 
     seen = psutil.process_iter(["pid", "cwd", "cmdline"])
-    return [p.info["cmdline"] for p in seen if p.info["cwd"] == str(directory) and p.info["pid"] != os.getpid()]
+    running = [p.info["cmdline"] for p in seen if p.info["cwd"] == str(directory) and p.info["pid"] != os.getpid()]
+    scripts = Path(os.environ["YOLO_CONFIG_DIR"]).rglob("_temp_*")  # Ultralytics' own, by which it starts the ranks
+    ours = [path for name in ("yolo-xpu-*", ".in-use.json", "*.part") for path in directory.rglob(name)]
+    return [*running, *scripts, *ours]

@@ -5,94 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 from ultralytics import YOLOE
 
 from xpu_simulator import counters, is_active
 from yolo_xpu_trainer import trainers
 
-from .. import datasets
 from ..conftest import TrainingData
-
-
-@dataclass(frozen=True)
-class Case:
-    """How to run one trainer.
-
-    Attributes:
-        model: The architecture that it trains.
-        data: The task whose data set it trains on; "open" is one of 80 classes, and captions.
-        pretrained: Whether it only goes on from a checkpoint.
-        text: Whether it needs a text encoder.
-    """
-
-    model: str
-    data: str
-    pretrained: bool = False
-    text: bool = False
-
-    @property
-    def task(self) -> str:
-        """Return the task as Ultralytics names it."""
-        if self.data == "open":
-            return "segment" if "-seg" in self.model else "detect"
-        return self.data
-
+from . import text_encoder
+from .cases import CASES, END_TO_END, RTDETR, TINY_RTDETR, Case, open_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")
-
-_RTDETR, _WORLD, _YOLOE, _YOLOE_SEG = "tiny-rtdetr.yaml", "yolov8n-worldv2.yaml", "yoloe-11n.yaml", "yoloe-11n-seg.yaml"
-CASES = {
-    "XPUDetectionTrainer": Case("yolo11n.yaml", "detect"),
-    "XPUSegmentationTrainer": Case("yolo11n-seg.yaml", "segment"),
-    "XPUClassificationTrainer": Case("yolo11n-cls.yaml", "classify"),
-    "XPUPoseTrainer": Case("yolo11n-pose.yaml", "pose"),
-    "XPUOBBTrainer": Case("yolo11n-obb.yaml", "obb"),
-    "XPUSemanticSegmentationTrainer": Case("yolo26n-sem.yaml", "semantic"),
-    "XPUDepthTrainer": Case("yolo26n-depth.yaml", "depth"),
-    "XPURTDETRTrainer": Case(_RTDETR, "detect"),
-    "XPUWorldTrainer": Case(_WORLD, "detect", text=True),
-    "XPUWorldFromScratchTrainer": Case(_WORLD, "open", text=True),
-    "XPUYOLOETrainer": Case(_YOLOE, "detect", text=True),
-    "XPUYOLOEPETrainer": Case(_YOLOE, "detect", text=True, pretrained=True),
-    "XPUYOLOEFromScratchTrainer": Case(_YOLOE, "open", text=True),
-    "XPUYOLOEPEFreeTrainer": Case(_YOLOE, "open", text=True, pretrained=True),
-    "XPUYOLOEVPTrainer": Case(_YOLOE, "open", text=True),
-    "XPUYOLOESegTrainer": Case(_YOLOE_SEG, "segment", text=True),
-    "XPUYOLOEPESegTrainer": Case(_YOLOE_SEG, "segment", text=True, pretrained=True),
-    "XPUYOLOESegFromScratchTrainer": Case(_YOLOE_SEG, "open", text=True),
-    "XPUYOLOESegVPTrainer": Case(_YOLOE_SEG, "open", text=True),
-}
-
-# YOLO26 has heads without NMS and losses of its own.
-END_TO_END = {
-    "XPUDetectionTrainer": Case("yolo26n.yaml", "detect"),
-    "XPUSegmentationTrainer": Case("yolo26n-seg.yaml", "segment"),
-    "XPUPoseTrainer": Case("yolo26n-pose.yaml", "pose"),
-    "XPUOBBTrainer": Case("yolo26n-obb.yaml", "obb"),
-}
-
-# RT-DETR's smallest published architecture takes 300 queries, more than an image of 64 pixels has cells.
-_TINY_RTDETR = """
-nc: 80
-backbone:
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [32, 3, 2]]
-  - [-1, 1, Conv, [32, 3, 2]]
-  - [-1, 1, Conv, [64, 3, 2]]
-  - [-1, 1, Conv, [64, 3, 2]]
-head:
-  - [-1, 1, AIFI, [128, 4]]
-  - [[2, 3, 5], 1, RTDETRDecoder, [nc, 64, 30, 4, 4, 2]]
-"""
 
 _HARMLESS = (
     "no model scale passed",  # the tiny RT-DETR has no scales
@@ -100,52 +27,15 @@ _HARMLESS = (
 )
 
 
-def _tokenize(texts: str | list[str], truncate: bool = True) -> torch.Tensor:
-    """Number a text's characters, as CLIP's tokenizer numbers its words."""
-    texts = [texts] if isinstance(texts, str) else texts
-    return torch.tensor([[*map(ord, text[:77].ljust(77))] for text in texts])
-
-
-class _Encoder(nn.Module):
-    """A text encoder of CLIP's shapes: tokens in, a unit vector of 512 numbers for each text out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(128, 512)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.embedding(tokens).mean(1), dim=-1)
-
-
 @pytest.fixture
 def _text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put stand-ins where Ultralytics finds its text encoders: CLIP's package, and MobileCLIP's TorchScript file.
-
-    Both are downloads of more than 100 MB. Only what is downloaded is replaced: Ultralytics' own code loads and calls
-    them, on the run's device.
-    """
-    torch.manual_seed(0)
-    encoder = _Encoder()
-    encoder.encode_text = encoder.forward
-    clip = ModuleType("clip")
-    clip.tokenize = _tokenize
-    clip.clip = SimpleNamespace(tokenize=_tokenize)
-    clip.load = lambda size, device, download_root: (encoder.to(device), None)
-    monkeypatch.setitem(sys.modules, "clip", clip)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and what Ultralytics loads here
-        torch.jit.trace(_Encoder(), _tokenize(["two", "texts"])).save("mobileclip_blt.ts")
+    monkeypatch.setitem(sys.modules, "clip", text_encoder)
+    text_encoder.write_mobileclip(Path.cwd())
 
 
 @pytest.fixture(scope="session")
 def _open_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Write a data set of 80 classes, which Ultralytics' open-vocabulary losses count on, and captions to it."""
-    root = tmp_path_factory.mktemp("open")
-    names = [*datasets.NAMES, *(f"thing {i}" for i in range(80 - len(datasets.NAMES)))]
-    description = datasets.segment(root, names=names)
-    captions = datasets.grounding(description, root / "captions.json")
-    both = {"yolo_data": [str(description)]}
-    return {"train": {**both, "grounding_data": [captions]}, "val": both}
+    return open_data(tmp_path_factory.mktemp("open"))
 
 
 @dataclass
@@ -226,8 +116,8 @@ def _check(name: str, case: Case, data: Any, log: list[logging.LogRecord], direc
 def _data(case: Case, data: TrainingData, request: pytest.FixtureRequest) -> Any:
     if case.text:
         request.getfixturevalue("_text_encoder")
-    if case.model == _RTDETR:
-        Path(_RTDETR).write_text(_TINY_RTDETR)
+    if case.model == RTDETR:
+        Path(RTDETR).write_text(TINY_RTDETR)
     return request.getfixturevalue("_open_data") if case.data == "open" else data(case.data)
 
 
