@@ -111,8 +111,9 @@ def _selected(given: Given) -> list[torch.Tensor]:
 
 
 def _assigned(given: Given) -> Iterator[torch.Tensor]:
+    scores = given.orders(16, 8400)
     for mask in _masks(given):
-        values = given.orders(16, 8400)
+        values = scores.clone()
         values[mask] = -1.0
         yield values
         yield values.masked_fill(mask, 2.0)
