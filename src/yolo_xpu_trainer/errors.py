@@ -187,10 +187,10 @@ class RankError(XPUTrainerError, RuntimeError):
 
 
 class WorkerError(XPUTrainerError, RuntimeError):
-    """A process that Ultralytics started for one of a run's XPUs was ended by an error that isn't of this package.
+    """A process that Ultralytics started for one of a run's XPUs was killed, or ended by an error that isn't ours.
 
     Attributes:
-        seen: The error's type.
+        seen: The error's type, or the exit status.
     """
 
     exit_status = 1

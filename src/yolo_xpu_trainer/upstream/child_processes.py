@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import device_errors, devices, errors
-from ..errors import XPUTrainerError
+from ..errors import WorkerError, XPUTrainerError
 from ..patches import Patch, like
 from ..ranks import CHILD_VARIABLE
 
@@ -48,7 +48,13 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str, *, 
                 except subprocess.CalledProcessError as ended:
                     if error := _handed_up(Path(directory)):
                         raise error from ended
-                    raise
+                    if scripts_first:  # a search says itself which of its trainings failed
+                        raise
+                    raise WorkerError(
+                        "A process of the run ended without saying why: killed, often by the system because memory "
+                        "ran out, or crashed. torchrun's report above names its rank and its signal or exit status.",
+                        seen=f"exit status {ended.returncode}",
+                    ) from ended
 
         return like(original, run=launch)
 
