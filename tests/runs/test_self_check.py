@@ -135,6 +135,7 @@ def test_weights_are_rounded_one_by_one(train: Train, log: list[logging.LogRecor
     assert ours == losses(train, amp="bf16", xpu_cast_weights=False)
 
 
+@pytest.mark.slow
 @quirk("wrong_foreach_copy")
 def test_musgd_updates_weights_as_ultralytics_does(train: Train, log: list[logging.LogRecord]) -> None:
     pytest.importorskip("ultralytics.optim.muon")
@@ -143,6 +144,7 @@ def test_musgd_updates_weights_as_ultralytics_does(train: Train, log: list[loggi
     assert ours == losses(train, optimizer="MuSGD", xpu_plugins="-musgd")
 
 
+@pytest.mark.slow
 @quirk("wrong_batch_norm")
 def test_a_batch_norm_of_16_bits_that_is_wrong_is_not_taken(train: Train, log: list[logging.LogRecord]) -> None:
     seen: list[set[bool]] = []
