@@ -77,7 +77,7 @@ def answers(**changes: Any) -> dict[str, Any]:
         "ultralytics": {"version": "8.4.190", "runs": ""},
         "plugins": {"others": [], "said": [], "unknown": {}},
         "patches": {"process": [["ultralytics.utils:a", "active", "why", "where"]], "training": []},
-        "numerics": [{"shown": "xpu:0", "compared": 88, "of": 88, "fatal": [], "wrong": []}],
+        "numerics": [{"shown": "xpu:0", "compared": 88, "of": 88, "fatal": [], "of_some": [], "wrong": []}],
         "other-checks": [],
     }
     return healthy | {name.replace("_", "-"): answer for name, answer in changes.items()}

@@ -205,7 +205,7 @@ class XPUTrainer(_Trainer):  # type: ignore[misc]
         )
         asking.xpu_configure(trainer=self)
         self.args.device = self.xpu.device_string
-        self.args.amp = precision.dtype is not None
+        self.args.amp = self.xpu.precision.dtype is not None  # which several GPUs may have given up
 
     def _check_alone(self, indices: tuple[int, ...], *, gloo: bool) -> None:
         """See that a run whose processes didn't come together here needn't, or does so by itself.

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from yolo_xpu_trainer.errors import (
     WrongBuildError,
     XPUTrainerError,
 )
+from yolo_xpu_trainer.policies import precision
 from yolo_xpu_trainer.versions import knows_accelerators
 
 from ..conftest import TrainingData
@@ -587,3 +589,24 @@ def test_whatever_is_asked_is_a_device_of_here_or_upstreams_or_an_error_of_ours(
     except DeviceError:
         return
     assert indices is None or set(indices) <= set(range(devices.count()))
+
+
+@two_xpus
+def test_a_precision_that_gpus_agreed_on_is_given_up_where_one_of_them_is_wrong_in_it(
+    build: Build, with_xccl: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one has matrix units, the second hasn't: fp16 is what both can, which the first wasn't asked for."""
+    info = devices.info
+    second = {"has_matrix_units": False}
+    monkeypatch.setattr(devices, "info", lambda index: replace(info(index), **second if index else {}))
+    assert build("xpu:0,1").xpu.precision.name == "fp16"
+    wrong = precision._wrong
+
+    def first_is_wrong(dtype: torch.dtype, device: devices.DeviceInfo, **more: Any) -> Any:
+        return "a product differs" if dtype is torch.float16 and not device.index else wrong(dtype, device, **more)
+
+    monkeypatch.setattr(precision, "_wrong", first_is_wrong)
+    trainer = build("xpu:0,1")
+    assert (trainer.xpu.precision.name, trainer.xpu.precision.reason) == ("fp32", "a product differs")
+    assert trainer.args.amp is False
+    assert build("xpu:1").xpu.precision.name == "fp16"

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -242,6 +243,27 @@ def test_workers_of_different_devices_avoid_the_same(
     for device in (one, other):
         run = Run(device, (0, 1), Precision("fp32", "a test asks for it"), Options.resolve(declared_options(), {}, {}))
         assert numerics.avoids(run, counting([]))
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_processes_of_a_launcher_do_without_together(elsewhere: bool, xpu: torch.device) -> None:
+    """What they compute would drift apart otherwise: none of them may be alone in what it does."""
+    others = [("NCHW, because of another GPU", False)] if elsewhere else []
+    group: Any = SimpleNamespace(gather=lambda mine: [mine, *others], launch=SimpleNamespace(rank=0))
+    precision = Precision("fp32", "a test")
+    run = Run(devices.info(0), (0,), precision, Options(), group=group)
+    assert numerics.avoids(run, counting([]), together=True) is elsewhere
+    assert not numerics.avoids(run, counting([]))
+    assert numerics.avoids(run, replace(counting([], 1.0), operator="another"), together=True)
+
+
+@pytest.mark.xpu_profile("max-1550")
+def test_each_of_two_gpus_of_a_kind_is_compared_anew(xpu: torch.device) -> None:
+    made: list[str] = []
+    for device in devices.available():
+        assert [found.right for found in numerics.announced([counting(made)], device, anew=True)] == [True]
+    assert made == ["xpu:0", "xpu:1"]
+    assert all(numerics.tell(device) for device in devices.available())
 
 
 def counting(made: list[str], difference: float = 0.0) -> Check:

@@ -7,6 +7,7 @@ driver and PyTorch, so that each is made once. Who leans on an operator asks `av
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..devices import DeviceInfo, info
@@ -55,16 +56,29 @@ def finding(check: Check, device: DeviceInfo) -> Finding:
     return next(examine([check], device))
 
 
-def avoids(run: Run, *checks: Check, needed: bool = False) -> bool:
+def avoids(run: Run, *checks: Check, needed: bool = False, together: bool = False) -> bool:
     """Whether a run does without what checks are of, because a device of it fails one; says so, once a run.
 
     Args:
         run: The run.
         checks: What would be used; `Check.instead` says what the run does then.
         needed: Whether it is asked for with `xpu_self_check=False`, too: the operator may be missing.
+        together: Whether processes that a launcher started must do the same, as what they compute would drift apart
+            otherwise. Then all of them have to call this.
     """
-    if run.options[SELF_CHECK] is False and not needed:
+    why = _why_not(run, checks) if needed or run.options[SELF_CHECK] is not False else None
+    if together and run.group is not None:
+        why = next(filter(None, run.group.gather(why)), None)
+    if why is None:
         return False
+    text, is_missing = why
+    report = _LOGGER.info if is_missing else _LOGGER.warning
+    report(f"XPU: {text}.")
+    return True
+
+
+def _why_not(run: Run, checks: Iterable[Check]) -> tuple[str, bool] | None:
+    """Return what is done instead, and why, and whether that is an error; None where all is right."""
     for check in checks:
         for device in map(info, run.indices):
             if run.is_worker and device.index != run.device.index:  # of which its parent found out; all do the same
@@ -73,7 +87,5 @@ def avoids(run: Run, *checks: Check, needed: bool = False) -> bool:
             else:
                 found = finding(check, device)
             if found is not None and not found.right:
-                report = _LOGGER.info if found.error else _LOGGER.warning
-                report(f"XPU: {check.instead}, because {found} on {device}.")
-                return True
-    return False
+                return f"{check.instead}, because {found} on {device}", bool(found.error)
+    return None

@@ -24,7 +24,7 @@ class _Tally:
     seconds: float = 0.0
 
 
-_tallies: dict[str, _Tally] = {}
+_tallies: dict[tuple[str, int], _Tally] = {}  # two GPUs of a kind have one key
 
 
 def announced(checks: Iterable[Check], device: DeviceInfo, *, anew: bool = False) -> Iterator[Finding]:
@@ -37,7 +37,7 @@ def announced(checks: Iterable[Check], device: DeviceInfo, *, anew: bool = False
         device: The device.
         anew: Whether all are made that weren't made since `tell` was called; else only those of which nothing is known.
     """
-    tally = _tallies.setdefault(key_of(device), _Tally())
+    tally = _tallies.setdefault((key_of(device), device.index), _Tally())
 
     def begin(check: Check) -> None:
         if not tally.made:
@@ -57,7 +57,7 @@ def tell(device: DeviceInfo) -> bool:
     Returns:
         Whether there were any.
     """
-    tally = _tallies.pop(key_of(device), _Tally())
+    tally = _tallies.pop((key_of(device), device.index), _Tally())
     if not tally.made:
         return False
     wrong = sum(not found.right for found in tally.made.values())

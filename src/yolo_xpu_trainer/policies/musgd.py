@@ -84,7 +84,7 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     if getattr(sys.modules.get(_MODULE), "MuSGD", None) is not kind:
         return None
     run: Run = trainer.xpu
-    if not is_known(kind.step) or avoids(run, *_CHECKS):
+    if not is_known(kind.step) or avoids(run, *_CHECKS, together=True):
         return None
     for group in optimizer.param_groups:  # what fails in the middle of a step can't be made good
         if group["use_muon"]:

@@ -62,7 +62,7 @@ def xpu_prepare_optimizer(trainer: Any, optimizer: torch.optim.Optimizer) -> tor
     chosen = optimizer.defaults.get("fused") is not None or optimizer.defaults.get("foreach") is not None
     if chosen or not run.options[FUSED_OPTIMIZER] or kind not in _FUSED_KERNELS:
         return None
-    if avoids(run, _FUSED_KERNELS[kind], needed=True):  # GPUs without float64 have none
+    if avoids(run, _FUSED_KERNELS[kind], needed=True, together=True):  # GPUs without float64 have none
         return None
     known = inspect.signature(kind).parameters
     defaults = {name: value for name, value in optimizer.defaults.items() if name in known}

@@ -49,7 +49,8 @@ _CHECKS = {
             ("max-pool 5×5", pooled(5, 1), ""),
             ("max-pool 3×3, stride 2", pooled(3, 2), ""),
             ("upsampling, nearest", of_features(torch.nn.Upsample(scale_factor=2)), ""),
-            ("upsampling, bilinear", of_features(torch.nn.Upsample((33, 47), mode="bilinear")), ""),
+            # A whole scale, as models have: at another one the XPU's kernel computes positions in 16 bits.
+            ("upsampling, bilinear", of_features(torch.nn.Upsample(scale_factor=2, mode="bilinear")), ""),
             ("cat and split", cat_and_split, ""),
         )
     ]
@@ -104,9 +105,19 @@ def xpu_precision(device: DeviceInfo, requested: bool | str) -> Precision:
 
 @hookimpl
 def xpu_configure(trainer: Any) -> None:
-    """Warn of a precision that the user named, and in which the device computes something wrongly."""
+    """Look for what is wrong in a precision that not each device chose: the user named it, or GPUs agreed on it.
+
+    The user is warned; what GPUs agreed on, of which one of them could do more, is given up.
+    """
     run: Run = trainer.xpu
-    if run.precision.requested and run.precision.dtype and not run.is_worker:
+    if run.precision.dtype and not run.precision.requested and run.world_size > 1:
+        found = next(filter(None, (_wrong(run.precision.dtype, info(i), chosen=True) for i in run.indices)), None)
+        seen = str(found or "")
+        if run.group is not None:
+            seen = next(filter(None, run.group.gather(seen)), "")
+        if seen:
+            run.fall_back_to_fp32(seen)
+    elif run.precision.requested and run.precision.dtype and not run.is_worker:
         for found in filter(None, [_wrong(run.precision.dtype, info(i), chosen=True) for i in run.indices]):
             _LOGGER.warning(
                 f"XPU: {run.precision.name} is used, because {run.precision.reason}, but {found}. The model may learn "

@@ -51,8 +51,9 @@ def environment_patch(module: str, environment: Mapping[str, str], why: str, *, 
                     if scripts_first:  # a search says itself which of its trainings failed
                         raise
                     raise WorkerError(
-                        "A process of the run ended without saying why: killed, often by the system because memory "
-                        "ran out, or crashed. torchrun's report above names its rank and its signal or exit status.",
+                        "A process of the run ended without telling this one why. A traceback above is the reason; "
+                        "without one it was killed, often by the system because memory ran out, or crashed. torchrun's "
+                        "report above names its rank and its signal or exit status.",
                         seen=f"exit status {ended.returncode}",
                     ) from ended
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from rich.console import Console
 from rich.markup import escape
@@ -64,7 +65,7 @@ def _show(console: Console, result: Result, *, with_table: bool) -> None:
         else:  # long names would be cut off
             for name, *cells in rows:
                 line(escape(name))
-                for what, cell in zip(heading[1:], cells, strict=True):
+                for what, cell in zip_longest(heading[1:], cells, fillvalue=""):
                     if cell:
                         line(escape(f"{what}: {cell}"), indent="        ")
 

@@ -133,7 +133,7 @@ def xpu_prepare_model(trainer: Any) -> None:
             "seen to compute wrong gradients in channels_last (torch-xpu-ops#4756)."
         )
     precision = trainer.xpu.precision.dtype or torch.float32
-    if layout.wanted and avoids(trainer.xpu, *checks_of(trainer.model, precision)):
+    if layout.wanted and avoids(trainer.xpu, *checks_of(trainer.model, precision), together=True):
         layout.wanted = False
     if layout.wanted and not own_code(trainer.model):
         lay_out(trainer.model)

@@ -55,8 +55,11 @@ def xpu_configure(trainer: Any) -> None:
     for device in map(info, run.indices):
         anew = asked == "full"
         wanted = [check for check in every if check.dtype is not torch.float16 or device.has_fp16] if anew else met
-        findings = list(announced(wanted, device, anew=anew))
-        if tell(device) and anew:
+        try:
+            findings = list(announced(wanted, device, anew=anew))
+        finally:
+            told = tell(device)
+        if told and anew:
             _LOGGER.info(_as_text(device, findings))
         wrong = [found for found in findings if not found.right and found.check and not found.check.instead]
         if wrong := [found for found in wrong if found.check in met]:

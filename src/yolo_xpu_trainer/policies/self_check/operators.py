@@ -5,6 +5,7 @@ Shapes are those of a detector where a fault depends on them, such as 64 × 8400
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -251,5 +252,10 @@ def checks() -> list[Check]:
     """Return the checks of what trainings lean on with the Ultralytics that is installed."""
     from ultralytics.utils.torch_utils import ModelEMA
 
-    averages_by_lerp = "_foreach_lerp_" in source_of(ModelEMA.update)  # older ones average in other ways
-    return _CHECKS + [_AVERAGING] * averages_by_lerp
+    return _CHECKS + [_AVERAGING] * _averages_by_lerp(ModelEMA.update)
+
+
+@functools.cache
+def _averages_by_lerp(update: Any) -> bool:
+    """Whether weights are averaged by `_foreach_lerp_`, as older Ultralytics don't."""
+    return "_foreach_lerp_" in source_of(update)
