@@ -78,6 +78,7 @@ def said(log: list[logging.LogRecord]) -> list[str]:
     return [text for record in log if "compil" in (text := record.getMessage()) and "XPU: " in text]
 
 
+@pytest.mark.slow
 def test_where_eager_steps_are_faster_they_go_on(
     train: Train, compiler: Compiler, log: list[logging.LogRecord]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_batch_of_another_shape_and_a_validation_are_not_compiled(
     assert compiler.graphs == graphs[0] > 0
 
 
+@pytest.mark.slow
 def test_a_model_that_can_not_be_compiled_is_trained_without(
     train: Train, compiler: Compiler, log: list[logging.LogRecord]
 ) -> None:
@@ -147,6 +149,7 @@ def test_another_batch_begins_the_comparison_anew(
     assert len([text for text in said(log) if "a step takes" in text]) == 2
 
 
+@pytest.mark.slow
 def test_every_step_is_compiled_where_that_is_asked_for(
     train: Train, compiler: Compiler, log: list[logging.LogRecord]
 ) -> None:
@@ -194,6 +197,7 @@ def test_the_compiled_forward_is_put_back_at_the_end(train: Train, compiler: Com
     assert compiler.calls > before
 
 
+@pytest.mark.slow
 def test_an_odd_batch_is_the_only_one_that_is_eager_after_the_choice(
     train: Train, compiler: Compiler, slow_eager: None
 ) -> None:

@@ -61,7 +61,9 @@ def validate(task: str, data: str, own: Any = None, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("task", MODELS)
-@pytest.mark.parametrize("files", [{}, {"save_txt": True, "save_json": True}], ids=["", "files"])
+@pytest.mark.parametrize(
+    "files", [{}, pytest.param({"save_txt": True, "save_json": True}, marks=pytest.mark.slow)], ids=["", "files"]
+)
 def test_metrics_are_those_of_plain_ultralytics(
     xpu: Any, data: TrainingData, task: str, files: dict[str, bool]
 ) -> None:

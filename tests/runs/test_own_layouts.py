@@ -147,6 +147,7 @@ def test_a_loss_that_views_features_is_computed_in_nchw(train: Train, log: list[
     assert "OwnLoss.loss" in said(log)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["on_pretrain_routine_end", "on_train_start", "on_train_epoch_start"])
 def test_a_hook_is_tried_whenever_it_came(train: Train, log: list[logging.LogRecord], event: str) -> None:
     sizes: list[int] = []
@@ -189,6 +190,7 @@ def test_a_hook_of_the_second_epoch_is_tried_and_the_average_goes_on(
     assert averages[0] != averages[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [own.in_a_closure, own.in_an_object, own.in_a_global, own.behind_a_function])
 def test_what_a_hook_collects_is_as_if_it_had_not_been_tried(
     train: Train, place: Callable[[], tuple[Any, list[torch.Tensor]]]
@@ -237,6 +239,7 @@ def test_a_trial_leaves_no_trace_in_a_run_of_mixed_precision(train: Train, kind:
     assert all(torch.equal(a, b) for a, b in weights)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_with_own_code_is_trained_in_nchw(train: Train, log: list[logging.LogRecord]) -> None:
     def switch(trainer: Any) -> None:
         trainer.args.compile = True  # the loop's part of it, without a compiler
@@ -249,6 +252,7 @@ def test_a_compiled_model_with_own_code_is_trained_in_nchw(train: Train, log: li
     assert "code of its own (Shuffle), which can't be tried in a compiled model" in said(log)[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_own_code_goes_on_in_the_layout_that_it_had(train: Train) -> None:
     class StopError(Exception):
         pass

@@ -17,7 +17,7 @@ from .test_own_layouts import around_first, layouts, losses, said
 Change = Callable[[Any, Any], Any]
 """Takes a trainer and the optimizer that Ultralytics built; returns another one, or None."""
 
-pytestmark = pytest.mark.usefixtures("channels_last_by_default")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("channels_last_by_default")]
 
 
 class Signs(torch.optim.Optimizer):
