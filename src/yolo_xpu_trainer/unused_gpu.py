@@ -1,7 +1,7 @@
 """An Intel GPU in this machine that this PyTorch can't use, since its build has no XPU support: said once a process.
 
 Without it a forgotten XPU wheel is a training on the CPU, in which nothing says XPU. Looked for in a few small files of
-the kernel, in Windows' registry, or among the drivers that Windows hands to WSL (1 ms): no program is started.
+the kernel (1 ms on Linux), in Windows' registry, or among the drivers that Windows hands to WSL: no program is started.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from yolo_xpu_trainer.errors import (
 
 from ..conftest import TrainingData
 from ..options import options
+from .cases import TINY_RTDETR
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # of Ultralytics' export to TorchScript
@@ -114,20 +115,6 @@ def test_a_named_trainer_is_the_one_of_the_models_task(
     assert type(named) is getattr(trainers, expected)
     assert named.device == xpu
     assert type(choose(model, task)) is type(named)
-
-
-TINY_RTDETR = """
-nc: 80
-backbone:
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [32, 3, 2]]
-  - [-1, 1, Conv, [32, 3, 2]]
-  - [-1, 1, Conv, [64, 3, 2]]
-  - [-1, 1, Conv, [64, 3, 2]]
-head:
-  - [-1, 1, AIFI, [128, 4]]
-  - [[2, 3, 5], 1, RTDETRDecoder, [nc, 64, 30, 4, 4, 2]]
-"""
 
 
 def test_a_named_trainer_is_the_one_of_the_models_class(xpu: torch.device, choose: Choose) -> None:
