@@ -136,29 +136,30 @@ def lines_of(name: str, found: Any) -> list[str]:
     return peaks + [f"  {name} {n:6.2f} {per}: {line}" for per, counter in parts for line, n in counter.most_common()]
 
 
-def by_version(versions: list[str], optimizers: list[str], console: Console) -> int:
+def by_version(versions: list[str], cases: list[Case], console: Console) -> int:
     """Print what a step of ours does on older versions, and fail where it isn't near the installed one's."""
     from ..matrix.__main__ import CACHE
     from .versions import VERSIONS, lost, step
 
     CACHE.mkdir(parents=True, exist_ok=True)
-    table = Table("Ultralytics", *(f"{o}: {what} a step" for o in optimizers for what in ("launches", "waits")))
+    versions = versions or list(VERSIONS)
+    table = Table("launches, waits a step", *versions, "installed")
     failures: list[str] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
-        newest = {optimizer: step(None, optimizer, CACHE) for optimizer in optimizers}
-        for version in progress.track([*(versions or VERSIONS), None], description="training"):
+        for case in progress.track(cases, description="training"):
+            newest = step(None, case, CACHE)
+            assert newest
             row = []
-            for optimizer in optimizers:
-                found = step(version, optimizer, CACHE) if version else newest[optimizer]
-                row += [f"{found.launches:.0f}", f"{found.waits:.1f}"] if found else ["-", "-"]
-                if version and found and (at_newest := newest[optimizer]):
-                    failures += lost(version, optimizer, found, at_newest)
-            table.add_row(version or "installed", *row)
+            for version in versions:
+                found = step(version, case, CACHE)
+                row.append(f"{found.launches:.0f}, {found.waits:.1f}" if found else "-")
+                failures += lost(version, case, found, newest) if found else []
+            table.add_row(str(case), *row, f"{newest.launches:.0f}, {newest.waits:.1f}")
     console.print(table)
     for line in failures:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    print(f"{len(failures)} goals lost")
+    print(f"{len(cases)} cases, {len(failures)} goals lost")
     return 1 if failures else 0
 
 
@@ -201,13 +202,13 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table for a README")
     args = parser.parse_args()
     console = Console(width=None if os.isatty(1) else 200)
-    if args.versions is not None:
-        return by_version(args.versions, args.optimizers, console)
     cases = [
         case
         for case in CASES
         if case.model in args.models and case.optimizer in args.optimizers and case.precision in args.precisions
     ]
+    if args.versions is not None:
+        return by_version(args.versions, cases, console)
     if args.ranks:
         return by_ranks(cases, console)
     failures: list[str] = []

@@ -23,11 +23,19 @@ import numpy as np
 DTYPE = {"arc-b580": "bfloat16", "arc-a770": "bfloat16", "core-ultra-155h": "float16"}
 
 
-MODELS = {"detect": "yolo11n", "segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb"}
+MODELS = {
+    "detect": "yolo11n",
+    "segment": "yolo11n-seg",
+    "pose": "yolo11n-pose",
+    "obb": "yolo11n-obb",
+    "classify": "yolo11n-cls",
+}
 
 
 def make_data(root: Path, task: str = "detect") -> Path:
-    """Draw a tiny data set: bright rectangles of three colours on noise."""
+    """Draw a tiny data set: bright rectangles of three colours on noise; whole images of them to classify."""
+    if task == "classify":
+        return make_folders(root)
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         images, labels = root / "images" / split, root / "labels" / split
@@ -49,6 +57,20 @@ def make_data(root: Path, task: str = "detect") -> Path:
     path = root / "data.yaml"
     path.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [r, g, b]\nkpt_shape: [4, 2]\n")
     return path
+
+
+def make_folders(root: Path) -> Path:
+    """Draw noise on three colours, in a folder for each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for c, name in enumerate("rgb"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+                image[..., c] += 150
+                cv2.imwrite(str(folder / f"{i}.png"), image)
+    return root
 
 
 # A plugin: Ultralytics' own DDP workers get none of the user's callbacks before 8.4.190.
@@ -162,7 +184,7 @@ class Checks:
         from ultralytics import YOLO
 
         torch.set_num_threads(1)
-        for task, name in MODELS.items():
+        for (task, name), optimizer in zip(MODELS.items(), ("SGD", "AdamW", "SGD", "AdamW", "SGD"), strict=True):
             data = str(make_data(Path.cwd() / task, task))
             found: list[list[float]] = []
             for device in ("cpu", "cpu", "xpu:0"):  # the first finds no cache of labels, and draws other random numbers
@@ -174,7 +196,7 @@ class Checks:
                     amp=False,
                     epochs=1,
                     name=f"{task}-{device[:3]}",
-                    optimizer="SGD",
+                    optimizer=optimizer,
                     seed=1,
                     xpu_channels_last=False,
                     xpu_fused_optimizer=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,6 +70,25 @@ def test_within_noise_the_default_stays(gain: float) -> None:
     assert verdict(outcome.singles[0], outcome.default) == "within noise"
     assert outcome.chosen == Entry()
     assert not outcome.finals
+
+
+def test_random_noise_moves_a_default_in_one_of_a_hundred_searches_at_most() -> None:
+    drawn = random.Random(0)
+    moved = [
+        Bench(lambda s, n: 1 + drawn.uniform(-0.03, 0.03)).search(*({str(i): False} for i in range(10))).chosen
+        != Entry()
+        for _ in range(400)
+    ]
+    assert sum(moved) <= 4
+
+
+def test_random_noise_hides_no_switch_that_costs_a_tenth() -> None:
+    drawn = random.Random(0)
+    for _ in range(100):
+        bench = Bench(lambda s, n: (0.9 if "a" in s else 1) * (1 + drawn.uniform(-0.03, 0.03)))
+        chosen = bench.search(A, *({str(i): False} for i in range(10))).chosen
+        assert chosen is not None
+        assert A.items() <= chosen.settings.items()
 
 
 def test_a_winner_by_chance_does_not_win_again() -> None:

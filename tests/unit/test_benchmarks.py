@@ -56,8 +56,8 @@ def test_a_goal_that_is_lost_is_named(worse: Counted, named: str) -> None:
     ("launches", "waits", "named"), [(1099, 2.1, []), (1101, 2, ["launches"]), (1000, 3, ["waits"])]
 )
 def test_an_older_version_that_does_more_in_a_step_is_named(launches: float, waits: float, named: list[str]) -> None:
-    found = versions.lost("8.3.0", "AdamW", versions.Step(launches, waits), versions.Step(1000, 2))
-    assert [line.split()[2] for line in found] == named
+    found = versions.lost("8.3.0", CASE, versions.Step(launches, waits), versions.Step(1000, 2))
+    assert [line.removeprefix(f"8.3.0 {CASE}: ").split()[0] for line in found] == named
 
 
 def test_every_case_has_goals() -> None:
