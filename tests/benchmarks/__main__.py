@@ -1,6 +1,7 @@
 """Count what plain Ultralytics and ours do on the same simulated XPU, side by side, and fail where a goal is lost.
 
-Everything but the host's time is counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
+Everything but the host's time, which is what it takes without the kernels that it computes in the device's place, is
+counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
 is at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch, in bf16 (plain Ultralytics: fp16)
 and in fp32; the second epoch counts. The peaks of memory are those of another training, at each of its moments.
 `--versions` compares what ours does on older versions of Ultralytics with what it does on the installed one, `--ranks`

@@ -15,6 +15,7 @@ import torch
 
 import xpu_simulator
 from xpu_simulator import Counts
+from xpu_simulator.counters import read
 
 COUNTED = 1  # the second epoch is in steady state
 SETTINGS: dict[str, Any] = {
@@ -48,7 +49,8 @@ class Counted:
         save: What the saving of a checkpoint did.
         peak_memory: The most bytes that tensors held in a step.
         peaks: The most bytes that they held, by moment.
-        seconds: How long each step took, from the end of the one before, but for each epoch's first.
+        seconds: How long the host took for each step, from the end of the one before, but for each epoch's first:
+            without what it computed and copied in the device's place.
         save_seconds: How long each saving of a checkpoint took that replaced one.
     """
 
@@ -153,7 +155,7 @@ def _into(target: Counts, when: bool) -> Iterator[None]:
 def _stopwatch(done: Counted, lines: bool) -> dict[str, Callable[[Any], None]]:
     """Return callbacks that count the second epoch's steps, and time them."""
     counting: list[Any] = []
-    ended: list[float] = []
+    ended: list[float] = []  # when the last step did, without the time of kernels
 
     def start(trainer: Any) -> None:
         ended.clear()
@@ -171,9 +173,10 @@ def _stopwatch(done: Counted, lines: bool) -> dict[str, Callable[[Any], None]]:
                 _time_saves(trainer, done)
 
     def batch_end(trainer: Any) -> None:
-        ended.append(time.perf_counter())
-        if len(ended) > 1:
-            done.seconds.append(ended[-1] - ended[-2])
+        now = time.perf_counter()
+        of_kernels = read().kernel_seconds
+        done.seconds += [now - of_kernels - last for last in ended]
+        ended[:] = [time.perf_counter() - of_kernels]  # the reading itself takes time
 
     return {
         "on_train_epoch_start": start,

@@ -54,6 +54,7 @@ class Counts:
         channels_last_primitives: Convolutions, forward or backward, that were given a tensor in channels_last.
         collectives: Operations on tensors of all ranks' devices, barriers among them.
         bytes_collective: Bytes of the tensors that they write.
+        kernel_seconds: How long the host computed and copied in the device's place, which a real device does meanwhile.
     """
 
     launches: int = 0
@@ -81,6 +82,7 @@ class Counts:
     channels_last_primitives: int = 0
     collectives: int = 0
     bytes_collective: int = 0
+    kernel_seconds: float = 0.0
 
     @property
     def compile_seconds(self) -> float:
@@ -216,4 +218,5 @@ def _counts(reading: Reading) -> Counts:
         channels_last_primitives=n["channels_last_primitives"],
         collectives=n["collectives"],
         bytes_collective=n["bytes_collective"],
+        kernel_seconds=n["kernel_nanoseconds"] / 1e9,
     )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -275,3 +276,15 @@ def test_uninitialized_memory_is_filled_in_deterministic_mode_by_a_kernel(xpu, d
     with xpu_simulator.count() as counts:
         torch.empty(3, device=xpu)
     assert counts.launches == 0
+
+
+def test_the_time_of_kernels_and_copies_is_told_from_the_hosts(xpu):
+    a = torch.randn(700, 700, device=xpu)
+    with xpu_simulator.count() as counts:
+        began = time.perf_counter()
+        for _ in range(3):
+            a @ a
+        busy = time.perf_counter() - began
+        a.view(-1)
+        time.sleep(0.1)
+    assert 0.5 * busy < counts.kernel_seconds <= busy

@@ -491,6 +491,10 @@ class HostCall {
       int device) {
     IValue* arguments = stack->data() + base;
     const size_t n_arguments = stack->size() - base;
+    std::optional<KernelTimer> timer;
+    if (!op.is_view) {
+      timer.emplace();
+    }
     std::optional<Spoiler> spoiler;
     if (any_quirk()) {
       const NoDispatch guard;

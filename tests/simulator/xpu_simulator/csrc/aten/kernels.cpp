@@ -222,6 +222,7 @@ void count_conversion(const Tensor& self, const Tensor& source, OperatorCounters
 
 void copy_now(const Tensor& self, const Tensor& source) {
   const NoDispatch no_dispatch;
+  const KernelTimer timer;
   Aliases aliases;
   Tensor to = aliases.to_host(self);
   at::native::copy_(to, aliases.to_host(source), /*non_blocking=*/false);

@@ -66,6 +66,7 @@ const std::array<const char*, kCounters>& counter_names() {
       "channels_last_primitives",
       "collectives",
       "bytes_collective",
+      "kernel_nanoseconds",
   };
   return names;
 }

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -36,6 +37,7 @@ enum class Counter {
   kChannelsLastPrimitives,
   kCollectives,
   kCollectiveBytes,
+  kKernelNanoseconds,
   kCount,
 };
 
@@ -44,6 +46,21 @@ const std::array<const char*, static_cast<size_t>(Counter::kCount)>& counter_nam
 
 void count(Counter counter, int64_t amount = 1) noexcept;
 int64_t read(Counter counter) noexcept;
+
+// Counts how long the host computes or copies in the device's place.
+class KernelTimer {
+ public:
+  KernelTimer() : began_(std::chrono::steady_clock::now()) {}
+  ~KernelTimer() {
+    const auto took = std::chrono::steady_clock::now() - began_;
+    count(Counter::kKernelNanoseconds, std::chrono::duration_cast<std::chrono::nanoseconds>(took).count());
+  }
+  KernelTimer(const KernelTimer&) = delete;
+  KernelTimer& operator=(const KernelTimer&) = delete;
+
+ private:
+  std::chrono::steady_clock::time_point began_;
+};
 
 // An operator's own counters; they live as long as the process.
 struct OperatorCounters {
