@@ -24,7 +24,7 @@ def images_on_the_device() -> int:
     """Count the batches of images on the device that aren't normalised yet."""
     gc.collect()
     found = (value for value in gc.get_objects() if type(value) is torch.Tensor)
-    return sum(v.device.type == "xpu" and v.dtype is torch.uint8 and v.dim() == 4 for v in found)
+    return sum(v.is_xpu and v.dtype is torch.uint8 and v.dim() == 4 for v in found)
 
 
 class Loader(list[dict[str, Any]]):
