@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -65,14 +64,14 @@ class Counted:
     save_seconds: list[float] = field(default_factory=list)
 
     @property
-    def median_seconds(self) -> float:
-        """How long the host takes for a step in the middle."""
-        return statistics.median(self.seconds)
+    def least_seconds(self) -> float:
+        """How long the host takes for a step when nothing else delays it."""
+        return min(self.seconds)
 
     @property
-    def median_save_seconds(self) -> float:
-        """How long the saving of a checkpoint takes in the middle."""
-        return statistics.median(self.save_seconds)
+    def least_save_seconds(self) -> float:
+        """How long the saving of a checkpoint takes when nothing else delays it."""
+        return min(self.save_seconds)
 
 
 def waits(counts: Counts) -> int:
