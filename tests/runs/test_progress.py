@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 
 import xpu_simulator
-from yolo_xpu_trainer import XPUDetectionTrainer
+from yolo_xpu_trainer import XPUDetectionTrainer, devices
+from yolo_xpu_trainer.plugins import hooks
+from yolo_xpu_trainer.policies import progress
 from yolo_xpu_trainer.policies.progress import Readings
+from yolo_xpu_trainer.run import Precision, Run
 
 from ..conftest import Train
+from ..options import options
 
 SAME = {"imgsz": 64, "epochs": 2, "val": False, "amp": False, "device": "xpu:0", "optimizer": "AdamW", "save": False}
 OURS = {"xpu_log_every": 1e9, "xpu_channels_last": False, "xpu_fused_optimizer": False}  # the same arithmetic
@@ -234,3 +239,23 @@ def test_losses_in_one_tensor_are_read_as_seldom(xpu: torch.device) -> None:
             assert not readings.awaited
     assert shown == [[0.0] * 3, [0.0] * 3, [2.0] * 3]  # an epoch's last are exact
     assert sum(counts.syncs.values()) == 2
+
+
+def test_a_classifiers_loss_in_one_number_is_read_as_seldom(xpu: torch.device) -> None:
+    """Ultralytics before 8.4.105 has such, and goes through a vector of it."""
+    run = Run(devices.info(0), (0,), Precision("fp32", "the test says so"), options(), hooks=hooks())
+    readings = run.stash[progress._READINGS] = Readings(seconds=100.0)
+    loop: Any = SimpleNamespace(
+        f_globals={"__name__": progress._LOOP[0]}, f_code=SimpleNamespace(co_name=progress._LOOP[1])
+    )
+    readings.note(starts=True, length=3)
+    seen = []
+    with xpu_simulator.count() as counts:
+        for batch in range(3):
+            readings.note(starts=False, length=3)
+            mean = progress._shown(run, torch.tensor(float(batch), device=xpu), loop)
+            assert not len(mean.shape)
+            assert type(mean * 2) is torch.Tensor
+            seen += [float(loss) for loss in torch.unsqueeze(mean, 0)]
+    assert seen == [0.0, 0.0, 2.0]
+    assert counts.item_syncs + counts.d2h == 2

@@ -95,8 +95,8 @@ def _shown(run: Run, means: Any, caller: FrameType) -> Any:
     readings = run.stash[_READINGS]
     if not readings.awaited or not _is_loop(caller):
         return means
-    if _is_vector(means):
-        shown: ShownVector = means.as_subclass(ShownVector)
+    if _is_tensor(means):
+        shown: ShownVector | ShownScalar = means.as_subclass(ShownVector if means.dim() else ShownScalar)
         shown._run = run
         return shown
     return ShownLosses(means, run) if _can_be_read(means) else means
@@ -118,11 +118,11 @@ def _can_be_read(means: Any) -> bool:
     )
 
 
-def _is_vector(means: Any) -> bool:
-    """Whether these are losses as Ultralytics before 8.4.105 has them, on the device."""
+def _is_tensor(means: Any) -> bool:
+    """Whether these are losses as Ultralytics before 8.4.105 has them, on the device: several, or a classifier's one."""
     return (
         type(means) is torch.Tensor
-        and means.dim() == 1
+        and means.dim() <= 1
         and 0 < means.numel() < 32
         and means.device.type == "xpu"
         and means.dtype in _DTYPES
@@ -157,6 +157,25 @@ class ShownVector(torch.Tensor):
     def __iter__(self) -> Any:
         plain = self.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
         return iter(self._run.recovery.calling(self._run.stash[_READINGS].of_vector, plain, instead=torch.Tensor.cpu))
+
+
+class ShownScalar(torch.Tensor):
+    """A classifier's mean loss of a training epoch, of which the progress line makes a vector to go through.
+
+    In everything else it is the tensor on the device.
+    """
+
+    _run: Run
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch's."""
+        with torch._C.DisableTorchFunctionSubclass():
+            made = function(*args, **(kwargs or {}))
+        if function is torch.unsqueeze and type(args[0]) is cls:
+            made = made.as_subclass(ShownVector)
+            made._run = args[0]._run
+        return made
 
 
 class Readings:
