@@ -119,7 +119,7 @@ def _can_be_read(means: Any) -> bool:
 
 
 def _is_tensor(means: Any) -> bool:
-    """Whether these are losses as Ultralytics before 8.4.105 has them, on the device: several, or a classifier's one."""
+    """Whether these are losses as Ultralytics before 8.4.105 has them, on the device: a classifier's is one number."""
     return (
         type(means) is torch.Tensor
         and means.dim() <= 1
