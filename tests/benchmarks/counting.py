@@ -48,8 +48,8 @@ class Counted:
         save: What the saving of a checkpoint did.
         peak_memory: The most bytes that tensors held in a step.
         peaks: The most bytes that they held, by moment.
-        seconds: How long the host took for each step, from the end of the one before, but for each epoch's first:
-            without what it computed and copied in the device's place.
+        seconds: How long the host took for each step, from the end of the one before, but for each epoch's first
+            and last: without what it computed and copied in the device's place.
         save_seconds: How long each saving of a checkpoint took that replaced one.
     """
 
@@ -164,6 +164,7 @@ def _stopwatch(done: Counted, lines: bool) -> dict[str, Callable[[Any], None]]:
             counting[-1].__enter__()
 
     def end(trainer: Any) -> None:
+        del done.seconds[-1:]  # no batch is copied ahead in an epoch's last step
         if trainer.epoch == COUNTED:
             counting.pop().__exit__(None, None, None)
             done.steps = len(trainer.train_loader)

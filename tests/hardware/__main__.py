@@ -79,9 +79,20 @@ def suite(seconds: float, folder: Path = ROOT) -> Part:
     pytest tells why tests failed at its end only. So it ends in time: no test begins late, one that doesn't end is
     ended where Python can, and what a test is waiting for is printed before, in case it can't.
     """
-    limits = (f"--session-timeout={seconds * 5 / 6:g}", f"--timeout={seconds * 2 / 5:g}")
+    limits = (f"--session-timeout={seconds * 5 / 6:g}", f"--timeout={seconds * 2 / 5:g}", "--maxfail=0")
     waiting = ("-o", f"faulthandler_timeout={seconds / 3:g}")
-    command = (sys.executable, "-m", "pytest", "-m", "xpu_hardware", "-v", "--tb=short", *limits, *waiting)
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "xpu_hardware",
+        "-v",
+        "--tb=short",
+        "--maxfail=0",
+        *limits,
+        *waiting,
+    )
     return Part("tests", command, seconds, folder=folder)
 
 

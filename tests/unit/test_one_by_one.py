@@ -38,7 +38,9 @@ def of_each_mask(masks: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     return masks
 
 
-@pytest.mark.parametrize("images", [[], [0, 0, 0], [2, 0, 2, 3, 0, 2], [3]], ids=str)
+@pytest.mark.parametrize(
+    "images", [[], [0, 0, 0], [2, 0, 2, 3, 0, 2], [3], [0, 1, 5, 1], [-1, 0, 1], [-1, -1, 4, 4, 5]], ids=str
+)
 def test_rotated_targets_are_those_of_each_image(xpu: torch.device, images: list[int]) -> None:
     drawn = torch.rand(len(images), 6, generator=torch.Generator().manual_seed(0))
     targets = torch.cat([torch.tensor(images, dtype=torch.float32).view(-1, 1), drawn], 1).to(xpu)

@@ -172,7 +172,7 @@ class ShownScalar(torch.Tensor):
         """Call a function of PyTorch's."""
         with torch._C.DisableTorchFunctionSubclass():
             made = function(*args, **(kwargs or {}))
-        if function is torch.unsqueeze and type(args[0]) is cls:
+        if function is torch.unsqueeze and args and type(args[0]) is cls:
             made = made.as_subclass(ShownVector)
             made._run = args[0]._run
         return made

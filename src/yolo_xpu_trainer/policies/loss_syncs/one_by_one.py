@@ -15,8 +15,8 @@ __all__ = ["crop_mask", "rotated_targets"]
 _FEW = 50  # Ultralytics 8.4.60 crops fewer masks one by one, and more together
 
 
-def _says(text: str) -> Callable[[Any], bool]:
-    return lambda original: is_known(original) and text in source_of(original)
+def _says(*texts: str) -> Callable[[Any], bool]:
+    return lambda original: is_known(original) and all(text in source_of(original) for text in texts)
 
 
 @patch(
@@ -32,7 +32,7 @@ def rotated_targets(
     Args:
         original: Ultralytics' own.
         self: The loss.
-        targets: (n, 7): image, class, x, y, width, height, angle.
+        targets: (n, 7): image, class, x, y, width, height, angle. Those of no image are left out.
         batch_size: How many images there are.
         scale_tensor: (4,), what x, y, width and height are multiplied by.
 
@@ -43,21 +43,23 @@ def rotated_targets(
         return original(self, targets, batch_size, scale_tensor)  # type: ignore[no-any-return]
     image = targets[:, 0].long()
     _, counts = image.unique(return_counts=True)  # type: ignore[no-untyped-call]
-    out = torch.zeros(batch_size, int(counts.max()), targets.shape[1] - 1, device=targets.device)
+    most = int(counts.max())
     order = image.argsort(stable=True)  # a user's batch may have an image's targets in several places
     image = image[order]
+    starts = torch.searchsorted(image, image)
+    within = torch.arange(len(image), device=image.device) - starts
+    image = image.where((image >= 0) & (image < batch_size), batch_size)  # one more image takes what is of none
     packed = targets[order, 1:]
     packed[:, 1:5].mul_(scale_tensor)
-    starts = torch.zeros(batch_size + 1, dtype=torch.long, device=targets.device)
-    starts = starts.scatter_add_(0, image + 1, torch.ones_like(image)).cumsum(0)
-    out[image, torch.arange(len(targets), device=targets.device) - starts[image]] = packed.to(out.dtype)
-    return out
+    out = torch.zeros(batch_size + 1, most, packed.shape[1], device=targets.device)
+    out[image, within] = packed.to(out.dtype)
+    return out[:batch_size]
 
 
 @patch(
     "ultralytics.utils.ops:crop_mask",
     why="it crops a few masks one by one unless they are CUDA's, with four syncs for each",
-    needed=_says("not masks.is_cuda"),
+    needed=_says("not masks.is_cuda", "clamp(min=0)"),  # before, a box that begins outside was cropped otherwise
 )
 def crop_mask(original: Callable[..., Any], masks: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Set masks to zero outside of their boxes, whose borders are rounded, as one by one.
