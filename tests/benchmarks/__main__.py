@@ -1,9 +1,9 @@
 """Count what plain Ultralytics and ours do on the same simulated XPU, side by side, and fail where a goal is lost.
 
 Everything but the host's time, which is what it takes without the kernels that it computes in the device's place, is
-counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training
-is at 64 pixels, with a batch of 4, one loader process and an optimizer step a batch, in bf16 (plain Ultralytics: fp16)
-and in fp32; the second epoch counts. The peaks of memory are those of another training, at each of its moments.
+counted, exactly and repeatably; nothing here tells how fast a GPU is. Each training is at 64 pixels, with a batch of 4,
+one loader process and an optimizer step a batch, in bf16 (plain Ultralytics: fp16) and in fp32; the second epoch
+counts. The peaks of memory are those of another training, at each of its moments.
 `--versions` compares what ours does on older versions of Ultralytics with what it does on the installed one, `--ranks`
 what a step of two ranks does beside plain Ultralytics' own two, on two simulated XPUs.
 """
@@ -25,7 +25,7 @@ from rich.table import Table
 from .cases import CASES, PRECISIONS, Case
 
 PROFILE = "arc-b580"
-ROUNDS = 4  # of timed trainings, plain and ours in turn: in some of them other work delays a step
+ROUNDS = 4  # of timed trainings, plain and ours in turn; of all their steps the fastest counts
 
 
 def prepare(directory: Path) -> None:

@@ -95,7 +95,7 @@ def _shown(run: Run, means: Any, caller: FrameType) -> Any:
     readings = run.stash[_READINGS]
     if not readings.awaited or not _is_loop(caller):
         return means
-    if _is_tensor(means):
+    if _are_one_tensor(means):
         shown: ShownVector | ShownScalar = means.as_subclass(ShownVector if means.dim() else ShownScalar)
         shown._run = run
         return shown
@@ -118,7 +118,7 @@ def _can_be_read(means: Any) -> bool:
     )
 
 
-def _is_tensor(means: Any) -> bool:
+def _are_one_tensor(means: Any) -> bool:
     """Whether these are losses as Ultralytics before 8.4.105 has them, on the device: a classifier's is one number."""
     return (
         type(means) is torch.Tensor
