@@ -22,7 +22,7 @@ class KnownTensor(torch.Tensor):
 
     Copies of it, and what is computed from it, are plain tensors. Its contents are known as long as its version is what
     it was when they became known: a version changes with the contents, whichever tensor of the same memory they are
-    changed by.
+    changed by. Where one of a class with `computes_itself` is computed with, that class is asked.
 
     Attributes:
         answers: What answers which of PyTorch's functions.
@@ -34,6 +34,8 @@ class KnownTensor(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer from what is known, or leave it to the plain tensor."""
+        if any(getattr(kind, "computes_itself", False) for kind in types):
+            return NotImplemented
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             answer = cls.answers.get(func) or _OF_ALL.get(func)

@@ -346,6 +346,7 @@ def test_switches_take_turns_with_the_defaults(
     assert main([*TINY, *arguments]) == 0
     tried = ["channels_last=False", "pin_memory=False", "non_blocking=False", "fused_optimizer=False"]
     tried += ["prefetch=0", "prefetch=2", "fewer_syncs=False", "foreground_once=False", "host_counters=False"]
+    tried += ["loss_parts=False"]
     defaults = [("train xpu:0 fp32", who) for who in ("plain", "ours")]
     deterministic = [("train xpu:0 fp32 deterministic=False", who) for who in ("plain", "ours")]
     once = recorded[2 : 2 + 4 + len(tried)]

@@ -64,10 +64,10 @@ def test_a_step_waits_for_the_device_a_fifth_as_often_and_computes_the_same(trai
     ("task", "model", "most"),
     [
         ("detect", "yolo26n.yaml", 4),
-        ("segment", "yolo11n-seg.yaml", 3),
-        ("segment", "yolo26n-seg.yaml", 14),
+        ("segment", "yolo11n-seg.yaml", 2),
+        ("segment", "yolo26n-seg.yaml", 6),
         ("pose", "yolo11n-pose.yaml", 2),
-        ("pose", "yolo26n-pose.yaml", 26),
+        ("pose", "yolo26n-pose.yaml", 8),
         ("obb", "yolo11n-obb.yaml", 2),
         ("obb", "yolo26n-obb.yaml", 4),
         ("classify", "yolo11n-cls.yaml", 0),
@@ -85,7 +85,8 @@ def test_every_tasks_loss_waits_less_and_is_the_same(train: Train, task: str, mo
 
 
 def test_each_policy_has_a_switch(train: Train) -> None:
-    switches = [f"xpu_{name}" for name in ("fewer_syncs", "host_counters", "host_metrics", "host_save", "fast_nms")]
+    names = ("fewer_syncs", "host_counters", "host_metrics", "host_save", "fast_nms", "loss_parts")
+    switches = [f"xpu_{name}" for name in names]
     theirs, _, their_losses = second_epoch(train, plain=True, optimizer="AdamW")
     off = {**dict.fromkeys(switches, False), "xpu_log_every": 0}
     ours, _, our_losses = second_epoch(train, plain=False, optimizer="AdamW", **off)

@@ -262,12 +262,14 @@ SHOWN = {
     "wrong_batch_norm": ("batch norm, max-pool, channels_last", "e-02", "Training in NCHW"),
     "wrong_unscale": ("gradient scaler", "inf", "Training in another precision"),
     "wrong_grid_sample": ("grid_sample", "e-01", "Trainings of RT-DETR end"),
+    "wrong_softmax": ("softmax of 324, 400, 625 numbers", "e-01", "wrong"),
+    "wrong_cumsum": ("cumsum", "% of the numbers", "wrong"),
 }
 """What `--numerics` shows of each fault: an operator, its amount, and the verdict."""
 
 MACHINES = {
     ("wrong_topk", "wrong_conv_grad"): 2,
-    ("wrong_small_topk", "short_nonzero", "wrong_foreach_lerp"): 2,
+    ("wrong_small_topk", "short_nonzero", "wrong_foreach_lerp", "wrong_softmax", "wrong_cumsum"): 2,
     ("slow_channels_last", "wrong_linear_bf16", "wrong_fused_optimizer", "wrong_side_stream_copy"): 1,
     ("corrupt_empty_cache", "wrong_foreach_copy", "wrong_batch_norm", "wrong_unscale", "wrong_grid_sample"): 1,
 }

@@ -7,6 +7,8 @@ import io
 import operator
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from hypothesis import strategies as st
 
 import xpu_simulator
 from yolo_xpu_trainer.policies import foreground
+from yolo_xpu_trainer.policies.foreground import mask as masks
+from yolo_xpu_trainer.run import Stash
 
 Operation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 
@@ -179,6 +183,13 @@ WRITES: dict[str, Operation] = {
 OPERATIONS = {**READS, **{f"in place: {name}": operation for name, operation in WRITES.items()}}
 
 
+def by_row() -> Any:
+    """Return a run in which a loss has gone through such a mask row by row."""
+    stash = Stash()
+    stash[masks._BY_ROW] = True
+    return SimpleNamespace(stash=stash)
+
+
 def saved(value: Any) -> Any:
     """Return what `torch.load` reads of what `torch.save` writes, without any class of this package."""
     file = io.BytesIO()
@@ -224,13 +235,13 @@ def told(result: Any) -> Any:
     return str(contents), result.dtype, result.device, result.shape, result.stride(), result.requires_grad
 
 
-def same_in_both(names: list[str], shape: tuple[int, int], seed: int) -> None:
+def same_in_both(names: list[str], shape: tuple[int, int], seed: int, run: Any = None) -> None:
     """Do the same with a mask of ours and with a plain one, and expect the same each time."""
     generator = torch.Generator().manual_seed(seed)
     plain = (torch.rand(shape, generator=generator) > 0.6).to("xpu")
     other = (torch.rand(shape, generator=generator) > 0.5).to("xpu")
     values = torch.rand(*shape, 3, generator=generator).to("xpu")
-    ours = foreground.known_mask(plain.clone())
+    ours = foreground.known_mask(plain.clone(), run=run)
     our_values, our_other = values.clone(), other.clone()
     # kept from before any change
     row, our_row = plain[0], ours[0]
@@ -251,6 +262,7 @@ def same_in_both(names: list[str], shape: tuple[int, int], seed: int) -> None:
 def test_every_operation_gives_what_it_gives_of_a_plain_mask(xpu: torch.device, name: str) -> None:
     for shape in ((4, 6), (1, 5), (3, 3)):
         same_in_both([name, name], shape, seed=0)
+        same_in_both([name, name], shape, seed=0, run=by_row())
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -287,6 +299,22 @@ def test_positions_are_found_once(xpu: torch.device) -> None:
         _ = [values[i][row] for i, row in enumerate(mask) if row.any()]
         _ = [values[i][mask[i]] for i in range(4)]
     assert sum(counts.syncs.values()) == 2  # their number, and that of each row
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_each_rows_number_comes_along_where_a_loss_goes_by_rows(xpu: torch.device, late: bool) -> None:
+    run = SimpleNamespace(stash=Stash())
+    values = torch.rand(4, 30, 3, device=xpu)
+    for seed, most in ((0, 2), (1, 1), (2, 1)):
+        plain = torch.rand(4, 30, generator=torch.Generator().manual_seed(seed)).to(xpu) > 0.5
+        mask = foreground.known_mask(plain.clone(), run=run)  # type: ignore[arg-type]
+        with xpu_simulator.count() as counts, xpu_simulator.asynchronous() if late else nullcontext():
+            whole = values[mask]
+            rows = [values[i][row] for i, row in enumerate(mask)]
+        assert torch.equal(whole, values[plain])
+        assert [len(row) for row in rows] == plain.sum(1).tolist()
+        assert torch.equal(torch.cat(rows), whole)
+        assert sum(counts.syncs.values()) == most
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])

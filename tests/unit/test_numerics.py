@@ -86,6 +86,8 @@ def test_a_run_compares_in_less_than_two_seconds(xpu: torch.device, dtype: torch
         ("wrong_unscale", {"gradient scaler float16"}, False),
         ("wrong_grid_sample", {"grid_sample float32"}, True),
         ("wrong_small_topk", {"topk(10) of 64×84, topk(1) of 16×8 float32"}, True),
+        ("wrong_softmax", {"softmax of 324, 400, 625 numbers float32"}, True),
+        ("wrong_cumsum", {"cumsum int64"}, True),
     ],
 )
 def test_every_quirk_is_found_by_the_checks_of_what_it_spoils_and_by_no_other(

@@ -6,8 +6,8 @@ from 2025.3 on it was seen to end processes with a segmentation fault, in readin
 step. There it is left as it is: off, unless the user has it on.
 
 oneDNN compiles each convolution anew for each shape, type and layout, forwards and twice backwards, and keeps 1024 in a
-process. That is four shapes of a batch to a YOLO11n of 81 convolutions: with `multi_scale`, or batches of their own
-shapes in validation, it would compile in every epoch.
+process, unless told otherwise (oneDNN, src/common/primitive_cache.cpp). That is four shapes of a batch to a YOLO11n of
+81 convolutions: with `multi_scale`, or batches of their own shapes in validation, it would compile in every epoch.
 """
 
 from __future__ import annotations

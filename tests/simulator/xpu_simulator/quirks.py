@@ -60,6 +60,14 @@ QUIRKS: dict[str, str] = {
     "wrong_small_topk": (
         "`topk` over 128 elements or fewer gives index 0 for each. intel-xpu-backend-for-triton#7458, of a row of eight"
     ),
+    "wrong_softmax": (
+        "float32 `softmax` and its gradient are wrong along rows of 257 to 384, 513 to 896 and more than 1024 numbers. "
+        "Arc Pro B70, one reporter, whom Intel couldn't follow with a later build on the same card: torch-xpu-ops#4772"
+    ),
+    "wrong_cumsum": (
+        "`cumsum` begins anew after 1024 numbers. Nobody has reported it: torch-xpu-ops#4820 found that carries may "
+        "get lost in a scan, which is not `cumsum`'s, and that they weren't where it was run"
+    ),
 }
 """What each quirk does, and who has seen it where."""
 

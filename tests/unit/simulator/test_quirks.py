@@ -292,6 +292,38 @@ def test_wrong_grid_sample_gives_half(xpu):
     assert_close(F.grid_sample(maps.to(xpu), grid.to(xpu), align_corners=False).cpu(), right / 2)
 
 
+@quirk("wrong_softmax")
+@pytest.mark.parametrize(
+    ("size", "wrong"),
+    [(size, True) for size in (257, 384, 513, 896, 1025, 1600)] + [(size, False) for size in (256, 400, 512, 1024)],
+)
+def test_wrong_softmax_spoils_rows_a_little_longer_than_a_power_of_two(size, wrong, xpu):
+    values, gradient = torch.randn(2, 4, size), torch.randn(2, 4, size)
+
+    def computed(device, dim=-1, dtype=torch.float32):
+        given = values.transpose(dim, -1).to(device, dtype).requires_grad_()
+        output = given.softmax(dim)
+        (of_input,) = torch.autograd.grad(output, given, gradient.transpose(dim, -1).to(device, dtype))
+        return output.detach().float().cpu(), of_input.float().cpu()
+
+    for found, right in zip(computed(xpu), computed("cpu"), strict=True):
+        assert torch.allclose(found, right, atol=1e-6) is not wrong
+    for found, right in zip(computed(xpu, dim=1), computed("cpu", dim=1), strict=True):
+        assert_close(found, right)
+    for found, right in zip(computed(xpu, dtype=torch.bfloat16), computed("cpu"), strict=True):
+        assert_close(found, right, rtol=0.1, atol=0.02)
+
+
+@quirk("wrong_cumsum")
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_wrong_cumsum_begins_anew_after_1024_numbers(dim, xpu):
+    ones = torch.ones(1030, 1030, dtype=torch.int64)
+    found, right = ones.to(xpu).cumsum(dim).cpu(), ones.cumsum(dim)
+    assert torch.equal(found.narrow(dim, 0, 1024), right.narrow(dim, 0, 1024))
+    assert torch.equal(found.narrow(dim, 1024, 6), right.narrow(dim, 0, 6))
+    assert torch.equal(ones[:1024].to(xpu).cumsum(0).cpu(), ones[:1024].cumsum(0))
+
+
 @quirk("wrong_small_topk")
 def test_wrong_small_topk_takes_the_first_for_the_largest(xpu):
     few, many = torch.arange(8.0, device=xpu), torch.arange(129.0, device=xpu)

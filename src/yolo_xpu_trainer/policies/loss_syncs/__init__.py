@@ -19,6 +19,7 @@ from ...options import Option
 from ...patches import Patch, like, patch, stand_in
 from ...run import Run, StashKey
 from .host_labels import IN_LOSS, keep, known, loss
+from .mask_overlaps import pair_overlaps
 from .one_by_one import crop_mask, rotated_targets
 
 __all__ = ["LabelCounts"]
@@ -272,6 +273,9 @@ def xpu_patches(trainer: Any) -> list[Patch]:
             f"XPU: labels are counted on the GPU, with a sync or two a step, because {owner} "
             f"may change them. If it leaves batch_idx as it is, or replaces it, set {FEWER_SYNCS.key}=True."
         )
-        return [make_anchors, torch_of_losses, max_of_losses, rotated_targets, crop_mask]
+        return [make_anchors, torch_of_losses, max_of_losses, *_WITHOUT_COUNTS]
     run.stash[_KEEPS] = not _others_move(run)
-    return [loss, make_anchors, preprocess, torch_of_losses, max_of_losses, rotated_targets, crop_mask]
+    return [loss, make_anchors, preprocess, torch_of_losses, max_of_losses, *_WITHOUT_COUNTS]
+
+
+_WITHOUT_COUNTS = rotated_targets, crop_mask, pair_overlaps

@@ -35,6 +35,9 @@ _ROUNDING = 1e-3  # of the largest number: far above float32's rounding in any o
 _TRUE = (0, 1, 100, 600, 1680)
 """True elements of a foreground mask over 16 images, from none to 105 an image."""
 
+_POSITIONS = (324, 400, 625)
+"""Positions that attention is between, in images of 576, 640 and 800 pixels."""
+
 _TOPK = (
     "PyTorch 2.13 was seen to do so (vllm-xpu-kernels#473), 2.12 and 2.14 weren't: install one of these. Targets are "
     "assigned to anchors by it."
@@ -47,6 +50,11 @@ _NONZERO = (
     "PyTorch 2.13 with driver 26.05 was seen to do so, and was right with driver 26.22 and with PyTorch 2.12 "
     "(torch-xpu-ops#4396): install one of these; PyTorch 2.12 where there are several GPUs, which the same user "
     "couldn't use with that driver (compute-runtime#922, #953). Losses find their foreground by it."
+)
+
+_SOFTMAX = (
+    "An Arc Pro B70 was seen to do so with rows a little longer than a power of two, and another one wasn't, with a "
+    "build of PyTorch 2.14 (torch-xpu-ops#4772): install 2.14 or later, and the newest driver. Attention leans on it."
 )
 
 
@@ -158,6 +166,12 @@ def _losses(given: Given) -> list[torch.Tensor]:
     ]
 
 
+def _softmax(given: Given) -> Iterator[torch.Tensor]:
+    for n in _POSITIONS:
+        scores = given.normal(2, n, n, grad=True)
+        yield from given.with_gradients((scores * 5).softmax(-1), scores)
+
+
 def _averaged(given: Given) -> list[torch.Tensor]:
     """Move averaged weights as Ultralytics does."""
     weights, others = ([given.normal(n) for n in (3, 1000, 70000)] for _ in range(2))
@@ -224,6 +238,7 @@ _CHECKS: list[Check] = [
     _nearly("layer norm and GELU", _layer_norm, **_OF_TRANSFORMERS),
     _nearly("grid_sample", _grid_sample, **_OF_TRANSFORMERS),
     _nearly("losses", _losses),
+    _nearly(f"softmax of {', '.join(map(str, _POSITIONS))} numbers", _softmax, advice=_SOFTMAX),
     _exactly("topk(10) of 64×8400", _topk, torch.float32, advice=_TOPK),
     _exactly("topk(10) of 64×84, topk(1) of 16×8", _few, torch.float32, advice=_SMALL_TOPK),
     _exactly("sort, argsort, max, argmin", _sorted, torch.float32),

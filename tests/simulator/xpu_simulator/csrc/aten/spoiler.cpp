@@ -101,6 +101,18 @@ Tensor misread(const Tensor& gradient) {
   return read;
 }
 
+// torch-xpu-ops#4772: a row is wrong where it is a little longer than a power of two, forwards and backwards.
+bool is_in_band(const Tensor& row, int64_t dim) {
+  const bool is_last = row.dim() > 0 && at::maybe_wrap_dim(dim, row.dim()) == row.dim() - 1;
+  const int64_t size = is_last ? row.size(-1) : 0;
+  constexpr int64_t kFirst = 257, kFirstEnd = 384, kSecond = 513, kSecondEnd = 896, kThird = 1025;
+  return row.scalar_type() == at::kFloat &&
+      ((size >= kFirst && size <= kFirstEnd) || (size >= kSecond && size <= kSecondEnd) || size >= kThird);
+}
+
+// What a block of a scan adds up to isn't carried to the next one.
+constexpr int64_t kScanned = 1024;
+
 // torch-xpu-ops#5220: fp16 gives zeros, bf16 numbers that are too small, and not a number here and there.
 void spoil_linear(Tensor result, bool is_half) {
   if (is_half) {
@@ -154,6 +166,15 @@ Spoilable spoilable(const std::string& name) {
   if (base == "aten::grid_sampler_2d") {
     return Spoilable::kGridSample;
   }
+  if (base == "aten::_softmax") {
+    return Spoilable::kSoftmax;
+  }
+  if (base == "aten::_softmax_backward_data") {
+    return Spoilable::kSoftmaxBackward;
+  }
+  if (base == "aten::cumsum") {
+    return Spoilable::kCumsum;
+  }
   if (kBatchNorms.count(base) != 0) {
     return Spoilable::kBatchNorm;
   }
@@ -205,6 +226,18 @@ Spoiler::Spoiler(Spoilable kind, IValue* arguments, size_t n) : kind_(kind) {
     case Spoilable::kGridSample:
       applies_ = has_quirk(Quirk::kWrongGridSample);
       break;
+    case Spoilable::kSoftmax:
+      applies_ = has_quirk(Quirk::kWrongSoftmax) && is_in_band(arguments[0].toTensor(), arguments[1].toInt());
+      break;
+    case Spoilable::kSoftmaxBackward:
+      applies_ = has_quirk(Quirk::kWrongSoftmax) && is_in_band(arguments[0].toTensor(), arguments[2].toInt());
+      break;
+    case Spoilable::kCumsum: {
+      const Tensor& self = arguments[0].toTensor();
+      dim_ = at::maybe_wrap_dim(arguments[1].toInt(), self.dim());
+      applies_ = has_quirk(Quirk::kWrongCumsum) && self.dim() > 0 && self.size(dim_) > kScanned;
+      break;
+    }
     case Spoilable::kForeachLerp:
     case Spoilable::kFusedOptimizer:
       if (has_quirk(kind == Spoilable::kForeachLerp ? Quirk::kWrongForeachLerp : Quirk::kWrongFusedOptimizer)) {
@@ -258,6 +291,17 @@ void Spoiler::apply(IValue* results) {
     case Spoilable::kGridSample:
       results[0].toTensor().mul_(0.5);
       break;
+    case Spoilable::kSoftmax:
+    case Spoilable::kSoftmaxBackward: {
+      const Tensor result = results[0].toTensor();
+      result.copy_(result.roll(1, -1));
+      break;
+    }
+    case Spoilable::kCumsum: {
+      const Tensor result = results[0].toTensor();
+      result.slice(dim_, kScanned).sub_(result.select(dim_, kScanned - 1).unsqueeze(dim_).clone());
+      break;
+    }
     default:
       break;
   }

@@ -26,6 +26,9 @@ enum class Spoilable {
   kForeachLerp,
   kUnscale,            // of gradients, which notes whether one is infinite
   kGridSample,
+  kSoftmax,            // along its last dimension
+  kSoftmaxBackward,
+  kCumsum,
 };
 
 Spoilable spoilable(const std::string& operator_name);
@@ -43,6 +46,7 @@ class Spoiler {
 
   const Spoilable kind_;
   int64_t size_ = 0;                  // of topk: of the dimension that is searched
+  int64_t dim_ = 0;                   // of cumsum: which dimension
   bool is_half_ = false;              // of a product's tensors: fp16, not bf16
   bool misread_ = false;              // a convolution's weight gradient
   bool is_slow_ = false;

@@ -18,7 +18,7 @@ constexpr std::array<const char*, kQuirks> kNames = {
     "wrong_topk",         "short_nonzero",     "wrong_conv_grad",       "corrupt_empty_cache",
     "slow_channels_last", "wrong_linear_bf16", "wrong_fused_optimizer", "wrong_side_stream_copy",
     "wrong_foreach_copy", "wrong_foreach_lerp", "wrong_batch_norm",     "wrong_unscale",
-    "wrong_grid_sample",  "wrong_small_topk",
+    "wrong_grid_sample",  "wrong_small_topk",  "wrong_softmax",         "wrong_cumsum",
 };
 
 std::atomic<uint32_t> g_ordered{0};

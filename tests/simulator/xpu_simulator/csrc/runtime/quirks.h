@@ -23,6 +23,8 @@ enum class Quirk {
   kWrongUnscale,
   kWrongGridSample,
   kWrongSmallTopk,
+  kWrongSoftmax,
+  kWrongCumsum,
   kCount,
 };
 

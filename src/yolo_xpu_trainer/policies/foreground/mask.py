@@ -1,39 +1,21 @@
-"""The anchors that a loss calls foreground: their positions are found once, not at every use.
-
-Indexing with a boolean mask finds its positions anew, forwards and backwards, with a sync each time for their number;
-so does asking whether there are any. A YOLO11n-seg's loss does so 24 times a step on 4 images.
-"""
+"""A boolean mask on the device whose positions are found once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 
-from ..hookspecs import hookimpl
-from ..known_tensors import Answer, KnownTensor, PlainError
-from ..options import Option
-from ..own_code import is_known, source_of
-from ..patches import Patch, patch
-from ..run import Run
-from ..stopwatch import TARGETS, timed
+from ...known_tensors import Answer, KnownTensor, PlainError
+from ...run import Run, StashKey
+from ...stopwatch import TARGETS, timed
 
-__all__ = ["ForegroundMask"]
-
-FOREGROUND_ONCE = Option(
-    "foreground_once", True, "the anchors that a loss calls foreground are found once a step", measured=(False,)
-)
+__all__ = ["KnownMask", "known_mask", "tracked"]
 
 
-@hookimpl
-def xpu_options() -> list[Option[bool]]:
-    return [FOREGROUND_ONCE]
-
-
-class ForegroundMask(KnownTensor):
+class KnownMask(KnownTensor):
     """A boolean mask whose positions are found when they are first needed, and that is indexed by from then on.
 
     It answers what losses ask of such a mask (indexing with it or its rows, `nonzero(as_tuple=True)`, and the truth of
@@ -41,9 +23,10 @@ class ForegroundMask(KnownTensor):
     """
 
     _positions: torch.Tensor | None = None  # as `nonzero()` gives them
-    _row_of: tuple[ForegroundMask, int] | None = None
+    _row_of: tuple[KnownMask, int] | None = None
     _rows: tuple[torch.Tensor, ...] | None = None  # the positions in each row
-    _waiting: Callable[[], AbstractContextManager[None]] = nullcontext  # in which the device is waited for
+    _lengths: torch.Tensor | None = None  # how many each row has, on the host, where they were found with the positions
+    _run: Run | None = None
 
     def is_valid(self) -> bool:
         """Whether the contents are what they were, those that it is a row of among them."""
@@ -59,12 +42,10 @@ class ForegroundMask(KnownTensor):
 class _Number(KnownTensor):
     """What `sum()` or `any()` of a mask is, on the device; the host is told without a sync."""
 
-    _mask: ForegroundMask
+    _mask: KnownMask
 
 
-def known_mask(
-    mask: torch.Tensor, row_of: tuple[ForegroundMask, int] | None = None, run: Run | None = None
-) -> torch.Tensor:
+def known_mask(mask: torch.Tensor, row_of: tuple[KnownMask, int] | None = None, run: Run | None = None) -> torch.Tensor:
     """Return a mask of the same memory, whose positions will be found once.
 
     Args:
@@ -74,16 +55,23 @@ def known_mask(
     """
     if mask.is_inference():  # its changes couldn't be told
         return mask
-    known: ForegroundMask = mask.as_subclass(ForegroundMask)  # type: ignore[no-untyped-call]
-    known._at, known._row_of = known._version, row_of
-    if run is not None:
-        known._waiting = partial(timed, run, TARGETS)
+    known: KnownMask = mask.as_subclass(KnownMask)  # type: ignore[no-untyped-call]
+    known._at, known._row_of, known._run = known._version, row_of, run
     return known
+
+
+_BY_ROW = StashKey[bool]()
+"""Whether a loss goes through such a mask row by row."""
+
+
+def _waiting(mask: KnownMask) -> AbstractContextManager[None]:
+    """Return a context in which the device is waited for."""
+    return nullcontext() if mask._run is None else timed(mask._run, TARGETS)
 
 
 def _positions(mask: Any) -> torch.Tensor | None:
     """Return where a mask is true, as `nonzero()` does; None if it isn't known to be what it was."""
-    if type(mask) is not ForegroundMask or not mask.is_valid():
+    if type(mask) is not KnownMask or not mask.is_valid():
         return None
     if mask._positions is None:
         with torch.inference_mode(False):  # else nothing that needs a gradient could be indexed by them later
@@ -91,27 +79,45 @@ def _positions(mask: Any) -> torch.Tensor | None:
     return mask._positions
 
 
-def _found(mask: ForegroundMask) -> torch.Tensor:
-    with mask._waiting():
-        return mask.nonzero()
+def _found(mask: KnownMask) -> torch.Tensor:
+    if mask.dim() != 2 or mask._run is None or not mask._run.stash.get(_BY_ROW, False):
+        with _waiting(mask):
+            return mask.nonzero()
+    lengths = torch.empty(len(mask), dtype=torch.long, pin_memory=True)
+    lengths.copy_(mask.sum(1), non_blocking=True)
+    copied = torch.xpu.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    with _waiting(mask):
+        positions = mask.nonzero()  # it waits for all that was asked for before
+        if not copied.query():
+            copied.synchronize()
+    mask._lengths = lengths
+    return positions
 
 
-def _row(mask: ForegroundMask, number: int) -> torch.Tensor | None:
+def _row(mask: KnownMask, number: int) -> torch.Tensor | None:
     """Return the positions in a row of a mask, which are found for all rows at once."""
     positions = _positions(mask)
     if mask._rows is None and positions is not None:
-        with mask._waiting():
-            images = positions[:, 0].cpu()
-        lengths = images.bincount(minlength=len(mask)).tolist()
-        mask._rows = torch.split(positions[:, 1:], lengths)
+        if mask._run is not None:
+            mask._run.stash[_BY_ROW] = True
+        mask._rows = torch.split(positions[:, 1:], _lengths(mask, positions))
     return None if positions is None or mask._rows is None else mask._rows[number]
+
+
+def _lengths(mask: KnownMask, positions: torch.Tensor) -> list[int]:
+    if mask._lengths is not None:
+        return mask._lengths.tolist()  # type: ignore[no-any-return]
+    with _waiting(mask):
+        images = positions[:, 0].cpu()
+    return images.bincount(minlength=len(mask)).tolist()  # type: ignore[no-any-return]
 
 
 def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
     tensor, index = args
-    if type(index) is tuple and len(index) == 1 and type(index[0]) is ForegroundMask:
+    if type(index) is tuple and len(index) == 1 and type(index[0]) is KnownMask:
         (index,) = index  # as PyTorch 2.5 gives a mask that something is indexed by
-    if type(index) is ForegroundMask and _fits(index, tensor):
+    if type(index) is KnownMask and _fits(index, tensor):
         positions = _positions(index)
         if positions is not None:
             return func(tensor, positions.unbind(1))
@@ -122,7 +128,7 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
 def _setitem(func: Any, args: Any, kwargs: Any) -> Any:
     tensor, index, value = args
     # One number for all needs no positions.
-    if type(index) is ForegroundMask and _fits(index, tensor) and isinstance(value, torch.Tensor) and value.dim():
+    if type(index) is KnownMask and _fits(index, tensor) and isinstance(value, torch.Tensor) and value.dim():
         positions = _positions(index)
         if positions is not None:
             return func(tensor, positions.unbind(1), value)
@@ -135,7 +141,7 @@ def _fits(mask: torch.Tensor, tensor: Any) -> bool:
 
 
 def _has_rows(mask: Any) -> bool:
-    return type(mask) is ForegroundMask and mask.dim() == 2 and mask.is_valid()
+    return type(mask) is KnownMask and mask.dim() == 2 and mask.is_valid()
 
 
 def _unbind(func: Any, args: Any, kwargs: Any) -> Any:
@@ -155,7 +161,7 @@ def _nonzero(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _count(func: Any, args: Any, kwargs: Any) -> Any:
     mask, *others = args
-    if others or kwargs or type(mask) is not ForegroundMask or not mask.is_valid():
+    if others or kwargs or type(mask) is not KnownMask or not mask.is_valid():
         raise PlainError
     with torch.inference_mode(False):  # else a change of the number couldn't be told
         number: _Number = func(mask).as_subclass(_Number)
@@ -191,48 +197,12 @@ _ANSWERS: dict[Any, Answer] = {
     torch.sum: _count,
     **dict.fromkeys(_CONVERSIONS, _convert),
 }
-ForegroundMask.answers = _Number.answers = _ANSWERS
+KnownMask.answers = _Number.answers = _ANSWERS
 
 
-@patch(
-    "ultralytics.utils.tal:TaskAlignedAssigner.forward",
-    why="losses index with the mask of foreground anchors many times over, with a sync for its positions each time",
-    source="ultralytics/utils/loss.py",
-)
-def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Assign targets to anchors, with a foreground that remembers its positions."""
-    assigned = original(self, *args, **kwargs)
-    if type(assigned) is not tuple:
-        return assigned
-    return tuple(known_mask(_tracked(part), run=run) if _is_mask(part) else part for part in assigned)
-
-
-@patch(
-    "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
-    why="before 8.4.120 or so it indexes with one mask five times, with a sync for its positions each time",
-    needed=lambda original: is_known(original) and "[mask_gt]" in source_of(original),
-)
-def get_box_metrics(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute how well anchors and labels go together, with a mask that remembers its positions."""
-    *others, mask = args or (None,)  # the last one as Ultralytics calls it
-    if kwargs or not isinstance(mask, torch.Tensor) or mask.device.type != "xpu":
-        return original(self, *args, **kwargs)
-    return original(self, *others, known_mask(_tracked(mask.bool()), run=run))
-
-
-def _is_mask(value: Any) -> bool:
-    return type(value) is torch.Tensor and value.dtype is torch.bool and value.device.type == "xpu"
-
-
-def _tracked(mask: torch.Tensor) -> torch.Tensor:
+def tracked(mask: torch.Tensor) -> torch.Tensor:
     """Return a mask whose changes can be told, which in a validation takes a copy."""
     if not mask.is_inference():
         return mask
     with torch.inference_mode(False):
         return mask.clone()
-
-
-@hookimpl
-def xpu_patches(trainer: Any) -> list[Patch]:
-    """Find the foreground once a step."""
-    return [forward, get_box_metrics] if trainer.xpu.options[FOREGROUND_ONCE] else []
