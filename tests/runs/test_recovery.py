@@ -16,6 +16,7 @@ from yolo_xpu_trainer import policies
 from yolo_xpu_trainer.patches import Patch, like
 from yolo_xpu_trainer.plugins import built_in, manager
 from yolo_xpu_trainer.policies import foreground
+from yolo_xpu_trainer.policies.foreground import mask as masks
 from yolo_xpu_trainer.recovery import Recovery
 
 from ..conftest import Train
@@ -133,7 +134,7 @@ def test_a_run_goes_on_without_a_policy_whose_replacement_fails(
     warned = warnings_of(log)
     assert len(warned) <= 1
     assert all(f"the policy {policy!r} failed" in warning for warning in warned)
-    of_other_models = ("distilled_forward", "max_of_losses")
+    of_other_models = ("distilled_forward", "max_of_losses", "pair_overlaps", "calculate_rle_loss")
     called = (
         policy not in ("amp_check", "autobatch", "gradients", "ranks")
         and name not in of_other_models
@@ -270,7 +271,7 @@ def test_a_failure_within_the_loss_starts_the_batch_again(
     xpu: torch.device, train: Train, log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frame that fails is called by Ultralytics' loss, which no patch of the policy surrounds."""
-    monkeypatch.setattr(foreground, "_positions", broken("foreground"))
+    monkeypatch.setattr(masks, "_positions", broken("foreground"))
 
     found = losses(train)
     (warning,) = warnings_of(log)
@@ -280,7 +281,7 @@ def test_a_failure_within_the_loss_starts_the_batch_again(
 
 
 def test_strict_raises_instead(xpu: torch.device, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreground, "_positions", broken("foreground"))
+    monkeypatch.setattr(masks, "_positions", broken("foreground"))
     with pytest.raises(ForcedError):
         train(xpu_strict=True)
 
