@@ -114,7 +114,7 @@ HEADINGS = [
     "peak MiB",
     "highest peak of all moments",
     "host time",
-    "save time",
+    "save time without flushes",
     "waits an image, validation",
     "waits a checkpoint",
 ]

@@ -148,23 +148,26 @@ def orthogonal(updates: Any) -> list[torch.Tensor]:
         updates: Tensors of two dimensions, or of more, all but the first of which are columns.
 
     Returns:
-        Tensors of the same shapes, dtypes and layouts, computed in bfloat16.
+        Tensors of the same shapes and dtypes, computed in bfloat16; in channels_last where the updates are.
     """
-    found: list[torch.Tensor] = list(updates)
+    found: list[torch.Tensor] = [update if _is_dense(update) else update.contiguous() for update in updates]
     kinds: dict[Any, list[int]] = {}
     for i, update in enumerate(found):
         scale = max(1.0, update.size(-2) / update.size(-1)) ** 0.5
         kinds.setdefault((update[0].numel(), scale, update.dtype, update.device), []).append(i)
     for (columns, scale, dtype, device), members in _of_like_heights(found, kinds):
-        matrices = [_as_matrix(found[i]) for i in members]
+        rows = len(found[members[0]])
+        strides, starts = (columns, 1), range(0, len(members) * rows * columns, rows * columns)
+        matrices = [found[i].as_strided((len(found[i]), columns), strides) for i in members]
         # Rows of zeros stay zeros, so that matrices of different heights go together.
-        joined = torch.zeros(len(members), max(map(len, matrices)), columns, dtype=torch.bfloat16, device=device)
-        torch._foreach_copy_([joined[j, : len(m)] for j, m in enumerate(matrices)], matrices)
+        joined = torch.zeros(len(members), rows, columns, dtype=torch.bfloat16, device=device)
+        into = [joined.as_strided(m.shape, strides, start) for m, start in zip(matrices, starts, strict=True)]
+        torch._foreach_copy_(into, matrices)
         done = _orthogonalised(joined).to(dtype)
         if scale != 1:
             done *= scale
-        for j, (i, matrix) in enumerate(zip(members, matrices, strict=True)):
-            found[i] = _laid_out_as(found[i], done[j, : len(matrix)])
+        for i, start in zip(members, starts, strict=True):
+            found[i] = done.as_strided(found[i].shape, found[i].stride(), start)
     return found
 
 
@@ -181,23 +184,9 @@ def _of_like_heights(updates: list[torch.Tensor], kinds: dict[Any, list[int]]) -
             members = members[len(fitting) :]
 
 
-def _as_matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's rows, of which the order of the columns, which is that in memory, doesn't matter."""
-    if _is_channels_last(tensor):
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.flatten(1)
-
-
-def _laid_out_as(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return rows in a tensor's shape and layout."""
-    if not _is_channels_last(tensor):
-        return rows.view(tensor.shape)
-    out, channels, height, width = tensor.shape
-    return rows.view(out, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's rows lie in memory one after the other; the order of their columns doesn't matter."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def _orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
