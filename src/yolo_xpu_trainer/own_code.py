@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["KNOWN", "is_known", "named", "own_code", "source_of", "unwrapped"]
+__all__ = ["KNOWN", "is_known", "named", "own_code", "says", "source_of", "unwrapped"]
 
 KNOWN = {"torch", "torchvision", "ultralytics", __name__.partition(".")[0]}  # whose code works in either layout
 
@@ -38,6 +38,11 @@ def source_of(function: Any) -> str:
         return inspect.getsource(inspect.unwrap(function))
     except (OSError, TypeError):
         return ""
+
+
+def says(*texts: str) -> Callable[[Any], bool]:
+    """Return what tells of a function whether it is a known one, whose text has all of these in it."""
+    return lambda function: is_known(function) and all(text in source_of(function) for text in texts)
 
 
 def own_code(model: torch.nn.Module) -> dict[int, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from ..hookspecs import hookimpl
 from ..known_tensors import Answer, KnownTensor, PlainError
-from ..own_code import is_known, source_of
+from ..own_code import says
 from ..patches import Patch, like, patch, stand_in
 from ..run import Run, StashKey
 
@@ -55,14 +55,10 @@ _Labels.answers = {torch.Tensor.max: _as(_Most)}
 _Assigned.answers = {torch.Tensor.sum: _as(_Labels, -2)}
 
 
-def _asks(original: Callable[..., Any]) -> bool:
-    return is_known(original) and "if fg_mask.max() > 1:" in source_of(original)
-
-
 @patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.select_highest_overlaps",
     why="it asks the device, with a sync, whether an anchor is assigned to several labels",
-    needed=_asks,
+    needed=says("if fg_mask.max() > 1:"),
 )
 def select_highest_overlaps(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Let each anchor keep its best label, also where none has several, for whom that changes nothing."""
@@ -72,19 +68,14 @@ def select_highest_overlaps(original: Callable[..., Any], *args: Any, **kwargs: 
     return original(*args[:at], args[at].as_subclass(_Assigned), *args[at + 1 :], **kwargs)
 
 
-_INDICES = "torch.zeros([2, self.bs, self.n_max_boxes], dtype=torch.long)"
 _DEVICE = StashKey["torch.device | None"]()
 """Where the boxes are that are being assigned."""
-
-
-def _indexes_from_host(original: Callable[..., Any]) -> bool:
-    return is_known(original) and _INDICES in source_of(original)
 
 
 @patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
     why="it brings the labels' classes to the host, with a sync, and back",
-    needed=_indexes_from_host,
+    needed=says("torch.zeros([2, self.bs, self.n_max_boxes], dtype=torch.long)"),
 )
 def get_box_metrics(
     run: Run, original: Callable[..., Any], self: Any, pd_scores: Any, *args: Any, **kwargs: Any

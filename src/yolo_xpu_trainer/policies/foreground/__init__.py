@@ -13,7 +13,7 @@ import torch
 
 from ...hookspecs import hookimpl
 from ...options import Option
-from ...own_code import is_known, source_of
+from ...own_code import says
 from ...patches import Patch, patch
 from ...run import Run
 from .keypoints import calculate_rle_loss, torch_of_losses
@@ -47,7 +47,7 @@ def forward(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwa
 @patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
     why="before 8.4.120 or so it indexes with one mask five times, with a sync for its positions each time",
-    needed=lambda original: is_known(original) and "[mask_gt]" in source_of(original),
+    needed=says("[mask_gt]"),
 )
 def get_box_metrics(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute how well anchors and labels go together, with a mask that remembers its positions."""

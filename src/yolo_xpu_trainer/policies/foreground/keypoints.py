@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...known_tensors import KnownTensor, PlainError
-from ...own_code import is_known, source_of
+from ...own_code import says
 from ...patches import TargetMovedError, like, patch, stand_in
 from ...run import Run, StashKey
 from .mask import known_mask
@@ -58,14 +58,10 @@ def _flawed(mask: torch.Tensor, run: Run | None) -> torch.Tensor:
     return known
 
 
-def _says_so(original: Any) -> bool:
-    return is_known(original) and _VALID in source_of(original)
-
-
 @patch(
     "ultralytics.utils.loss:PoseLoss26.calculate_rle_loss",
     why="it indexes with two masks, six times, with a sync for the positions in them each time",
-    needed=_says_so,
+    needed=says(_VALID),
     optional=True,
 )
 def calculate_rle_loss(

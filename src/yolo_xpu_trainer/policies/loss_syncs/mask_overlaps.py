@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...own_code import is_known, source_of
+from ...own_code import says
 from ...patches import patch
 
 __all__ = ["pair_overlaps"]
@@ -26,15 +26,10 @@ _ITS_STEPS = (  # those that are taken in another way here, and how what comes o
 )
 
 
-def _is_known(original: Any) -> bool:
-    text = source_of(original)
-    return is_known(original) and all(step in text for step in _ITS_STEPS)
-
-
 @patch(
     "ultralytics.utils.tal:SegTaskAlignedAssigner.pair_overlaps",
     why="it looks for the candidates whose masks are compared, with four syncs on the way",
-    needed=_is_known,
+    needed=says(*_ITS_STEPS),
     optional=True,  # before 8.4.120 or so candidates aren't compared by their masks
 )
 def pair_overlaps(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...own_code import is_known, source_of
+from ...own_code import says
 from ...patches import patch
 
 __all__ = ["crop_mask", "rotated_targets"]
@@ -15,14 +15,10 @@ __all__ = ["crop_mask", "rotated_targets"]
 _FEW = 50  # Ultralytics 8.4.60 crops fewer masks one by one, and more together
 
 
-def _says(*texts: str) -> Callable[[Any], bool]:
-    return lambda original: is_known(original) and all(text in source_of(original) for text in texts)
-
-
 @patch(
     "ultralytics.utils.loss:v8OBBLoss.preprocess",
     why="it goes through a batch's images, with two syncs and more for each",
-    needed=_says("for j in range(batch_size)"),
+    needed=says("for j in range(batch_size)"),
 )
 def rotated_targets(
     original: Callable[..., Any], self: Any, targets: torch.Tensor, batch_size: int, scale_tensor: torch.Tensor
@@ -59,7 +55,7 @@ def rotated_targets(
 @patch(
     "ultralytics.utils.ops:crop_mask",
     why="it crops a few masks one by one unless they are CUDA's, with four syncs for each",
-    needed=_says("not masks.is_cuda", "clamp(min=0)"),  # before, a box that begins outside was cropped otherwise
+    needed=says("not masks.is_cuda", "clamp(min=0)"),  # before, a box that begins outside was cropped otherwise
 )
 def crop_mask(original: Callable[..., Any], masks: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Set masks to zero outside of their boxes, whose borders are rounded, as one by one.

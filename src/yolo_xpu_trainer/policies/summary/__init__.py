@@ -24,7 +24,7 @@ import torch
 
 from ...files import replacing
 from ...hookspecs import hookimpl
-from ...own_code import is_known, source_of
+from ...own_code import says
 from ...patches import Patch, stand_in
 from ...run import Run, StashKey
 from ...stopwatch import STEPS, STOPWATCH, TARGETS, Stopwatch, timed, timed_batches
@@ -146,10 +146,6 @@ def _watched(run: Run, mask: torch.Tensor) -> torch.Tensor:
     return watched
 
 
-def _asks_for_positions(original: Any) -> bool:
-    return is_known(original) and "mask_gt.nonzero(" in source_of(original)
-
-
 def _get_box_metrics(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
     # Not by `patch`: a tuple of arguments would hold the mask as it is given, in float32, through all of the original.
     @functools.wraps(original)
@@ -174,7 +170,8 @@ _BOX_METRICS = Patch(
     "ultralytics.utils.tal:TaskAlignedAssigner.get_box_metrics",
     why="nobody would know how long a run waits for the device: in most losses that happens here first",
     replacement=_get_box_metrics,
-    needed=_asks_for_positions,  # before 8.4.120 or so it indexes with the mask, of which the policy `foreground` knows
+    # Before 8.4.120 or so it indexes with the mask, of which the policy `foreground` knows.
+    needed=says("mask_gt.nonzero("),
 )
 
 
