@@ -34,7 +34,9 @@ class Flow(torch.nn.Module):
         return -(error @ self.weight)[:, 0].square()
 
 
-def computed(device: torch.device, visible: torch.Tensor, wrong: list[int], ours: bool) -> list[torch.Tensor | None]:
+def computed(
+    device: torch.device, visible: torch.Tensor, wrong: list[int], ours: bool, backward: bool = True
+) -> list[torch.Tensor | None]:
     """Return the loss and its gradients, where some predicted coordinates are no numbers."""
     draw = torch.Generator().manual_seed(0)
     predicted = torch.randn(len(visible), POINTS, 5, generator=draw)
@@ -47,12 +49,15 @@ def computed(device: torch.device, visible: torch.Tensor, wrong: list[int], ours
         target_weights=torch.rand(POINTS, generator=draw).to(device),
         rle_loss=losses.RLELoss(use_target_weight=True).to(device),
     )
-    loss._rle_zero = losses.PoseLoss26._rle_zero.__get__(loss)
+    if hasattr(losses.PoseLoss26, "_rle_zero"):  # not before 8.4.120 or so
+        loss._rle_zero = losses.PoseLoss26._rle_zero.__get__(loss)
     run: Any = SimpleNamespace(stash=Stash(), recovery=SimpleNamespace(guard=None))
     patches = [keypoints.calculate_rle_loss, keypoints.torch_of_losses] if ours else []
     with applied(patches, run):
         found = losses.PoseLoss26.calculate_rle_loss(loss, predicted, real, visible.to(device))
-        found.nan_to_num().backward()
+        if backward:
+            found.nan_to_num().backward()
+        assert type(losses.torch.isnan(predicted)) is torch.Tensor  # outside of the loss
     assert type(found) is torch.Tensor
     return [found.detach(), predicted.grad, flow.weight.grad]
 
@@ -70,6 +75,15 @@ def test_the_loss_and_its_gradients_are_those_of_ultralytics(xpu: torch.device, 
         assert one is None or other is None or torch.equal(one.nan_to_num(), other.nan_to_num())
     assert sum(counts.syncs.values()) <= 2
     assert sum(before.syncs.values()) > sum(counts.syncs.values()) or share == 0
+
+
+def test_a_validation_computes_it_too(xpu: torch.device) -> None:
+    visible = torch.rand(6, POINTS, generator=torch.Generator().manual_seed(1)) < 0.6
+    with torch.inference_mode():
+        expected, seen = (computed(xpu, visible, [0, 1], ours=ours, backward=False) for ours in (False, True))
+    assert seen[0] is not None
+    assert expected[0] is not None
+    assert torch.equal(seen[0], expected[0])
 
 
 def test_other_calls_of_isnan_give_plain_masks(xpu: torch.device) -> None:

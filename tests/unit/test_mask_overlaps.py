@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(
 IMAGES, LABELS, ANCHORS, CLASSES, SIZE = 4, 5, 60, 3, 12
 
 
-def assigned(device: torch.device, labels: list[int], ours: bool, **settings: Any) -> tuple[torch.Tensor, ...]:
+def assigned(
+    device: torch.device, labels: list[int], ours: bool, size: int = SIZE, masks: bool = True, **settings: Any
+) -> tuple[torch.Tensor, ...]:
     """Return what an assigner gives for random predictions, where image `i` has `labels[i]` labels."""
     draw = torch.Generator().manual_seed(0)
 
@@ -42,9 +44,9 @@ def assigned(device: torch.device, labels: list[int], ours: bool, **settings: An
         "gt_bboxes": boxes(IMAGES, n),
         "mask_gt": (torch.arange(n)[None] < torch.tensor(labels)[:, None])[..., None].float(),
         "pd_coef": rand(IMAGES, ANCHORS, 8) - 0.5,
-        "mask_scale": torch.full((IMAGES, 1), SIZE / 64),
-        "proto": rand(IMAGES, 8, SIZE, SIZE) - 0.5,
-        "gt_masks": rand(IMAGES, n + 1, SIZE, SIZE) > 0.4,
+        "mask_scale": torch.full((IMAGES, 1), size / 64),
+        "proto": (rand(IMAGES, 8, size, size) - 0.5) * masks,
+        "gt_masks": (rand(IMAGES, n + 1, size, size) > 0.4) & masks,
     }
     given["gt_bboxes"] *= given["mask_gt"]
     found: tuple[torch.Tensor, ...] = assigner(**{name: value.to(device) for name, value in given.items()})
@@ -79,6 +81,36 @@ def test_masks_that_are_compared_in_parts_give_the_same(xpu: torch.device, monke
     monkeypatch.setattr(mask_overlaps, "_PIXELS", 25 * SIZE * SIZE)
     monkeypatch.setattr(mask_overlaps, "_EXACT", 50)
     for one, other in zip(assigned(xpu, [5, 0, 2, 5], ours=True), whole, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_masks_without_a_pixel_overlap_nowhere(xpu: torch.device) -> None:
+    expected = assigned(xpu, [5, 0, 2, 5], ours=False, masks=False)
+    for one, other in zip(assigned(xpu, [5, 0, 2, 5], ours=True, masks=False), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_pixels_are_counted_exactly_under_autocast(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tal, "autocast", lambda enabled: torch.autocast("xpu", enabled=enabled))
+    with torch.autocast("xpu", torch.bfloat16):
+        expected, seen = (assigned(xpu, [5, 0, 2, 5], ours=ours, size=48) for ours in (False, True))
+    for one, other in zip(seen, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+class Squared(getattr(tal, "SegTaskAlignedAssigner", object)):  # type: ignore[misc]
+    """A user's own assigner, whose overlaps of boxes are others."""
+
+    def iou_calculation(self, gt_bboxes: torch.Tensor, pd_bboxes: torch.Tensor) -> torch.Tensor:
+        return super().iou_calculation(gt_bboxes, pd_bboxes).square()  # type: ignore[no-any-return]
+
+
+def test_a_users_own_assigner_compares_boxes_in_its_way(xpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = assigned(xpu, [5, 0, 2, 5], ours=True)
+    monkeypatch.setattr(tal, "SegTaskAlignedAssigner", Squared)
+    expected, seen = (assigned(xpu, [5, 0, 2, 5], ours=ours) for ours in (False, True))
+    assert not torch.equal(usual[2], expected[2])
+    for one, other in zip(seen, expected, strict=True):
         assert torch.equal(one, other)
 
 

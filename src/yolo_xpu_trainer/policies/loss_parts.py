@@ -3,7 +3,7 @@
 Ultralytics' losses begin with a vector of zeros, write each part into it, multiply it there by its gain, and add up.
 Autograd goes back through every write to a vector by copying the gradient of all of it, in five kernels or more: some
 40 a step of a YOLO11n, and twice as many where there are two losses. Kept apart and joined when the vector is first
-read, the parts come to the same numbers, and so do their gradients.
+read, the parts come to the same numbers, and so do their gradients. Users' own losses get the vector.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from ..criterion import is_ultralytics
 from ..hookspecs import hookimpl
 from ..options import Option
-from ..patches import Patch, like, stand_in
+from ..patches import Patch, like, patch, stand_in
+from ..run import Run, StashKey
 
 __all__ = ["LossParts"]
 
@@ -40,14 +42,16 @@ class LossParts(torch.Tensor):
     """A vector of zeros whose numbers are written one by one, each a tensor of its own until something else is done.
 
     Whatever is done with it but writing single numbers, reading them, and reading it whole, is done with the vector
-    that the parts make, which it is from then on. A tensor that was written may not change before, as none does in
-    Ultralytics' losses.
+    that the parts make, which it is from then on.
     """
 
     computes_itself = True
     _parts: list[torch.Tensor]
-    _whole: torch.Tensor | None = None  # as it was when it was last read
+    _versions: list[int | None]  # of the parts' contents, which would be copies in a vector
     _is_apart: bool = True
+    _whole: torch.Tensor | None = None  # as it was when it was last read
+    _whole_at: int | None = None  # its version then
+    _is_shared: bool = False  # whether somebody has a tensor of the same memory
 
     @classmethod
     def of_zeros(cls, zeros: torch.Tensor) -> LossParts:
@@ -58,6 +62,7 @@ class LossParts(torch.Tensor):
         """
         made: LossParts = zeros.as_subclass(cls)  # type: ignore[no-untyped-call]
         made._parts = list(zeros.unbind())
+        made._versions = [None] * len(made._parts)
         return made
 
     @classmethod
@@ -66,35 +71,61 @@ class LossParts(torch.Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             vector = args[0] if args else None
-            if type(vector) is cls and vector._is_apart:
+            if type(vector) is cls and vector._stays_apart() and not kwargs:
+                if func in _OF_ZEROS:
+                    return func(vector)
                 if func is torch.Tensor.__getitem__ and vector._has(args[1]):
                     return _Number.at(vector, args[1])
-                if func is torch.Tensor.__setitem__ and vector._has(args[1]) and vector._takes(args[2]):
-                    return vector._put(args[1], _value(args[2]))
+                if func is torch.Tensor.__setitem__ and vector._has(args[1]) and vector._takes(args[1], args[2]):
+                    return vector._put(args[1], _part(args[2]))
                 if func in _READS:
-                    return func(vector._joined(), *map(_plain, args[1:]), **kwargs)
+                    vector._is_shared |= func is torch.Tensor.detach
+                    return func(vector._joined(), *map(_plain, args[1:]))
             return func(*map(_plain, args), **{key: _plain(value) for key, value in kwargs.items()})
+
+    def _stays_apart(self) -> bool:
+        """Whether its parts are still what it is: nobody has changed what was read of it."""
+        if self._is_apart and self._whole is not None and _version(self._whole) != self._whole_at:
+            self._is_apart = False
+        return self._is_apart
 
     def _has(self, index: Any) -> bool:
         return type(index) is int and -len(self._parts) <= index < len(self._parts)
 
-    def _takes(self, value: Any) -> bool:
-        """Whether a value is one number in a tensor on the device."""
-        return (
-            isinstance(value, torch.Tensor)
-            and type(value) is not LossParts
-            and value.dim() == 0
-            and value.is_floating_point()
-            and value.device == self._parts[0].device
+    def _takes(self, index: int, value: Any) -> bool:
+        """Whether a value can be a part: one number on the device, with nothing lost that autograd would go through."""
+        if not isinstance(value, torch.Tensor) or type(value) is LossParts:
+            return False
+        if value.dim() or not value.is_floating_point() or value.device != self._parts[0].device:
+            return False
+        is_itself = (
+            type(value) is _Number and value._of is self and value._index % len(self._parts) == index % len(self._parts)
         )
+        return self._can_change(index, value) and (is_itself or not self._parts[index].requires_grad)
+
+    def _can_change(self, index: int, value: torch.Tensor) -> bool:
+        if self._is_shared:
+            return False
+        return torch.is_grad_enabled() or not (value.requires_grad or self._parts[index].requires_grad)
 
     def _put(self, index: int, value: torch.Tensor) -> None:
         self._parts[index] = value.to(torch.float32)
+        self._versions[index] = _version(self._parts[index])
         self._whole = None
 
     def _joined(self) -> torch.Tensor:
+        """Return the vector, for reading.
+
+        Raises:
+            RuntimeError: A number was changed after it was written, which the vector would not notice.
+        """
         if self._whole is None:
-            self._whole = torch.stack(self._parts)
+            now = [None if at is None else _version(part) for part, at in zip(self._parts, self._versions, strict=True)]
+            if now != self._versions:
+                raise RuntimeError("a part of a loss was changed after it was written")
+            with torch.inference_mode(False), torch.enable_grad():  # what reads it later may want gradients
+                self._whole = torch.stack(self._parts)
+            self._whole_at = _version(self._whole)
         return self._whole
 
     def _vector(self) -> torch.Tensor:
@@ -123,29 +154,41 @@ class _Number(torch.Tensor):
         if LossParts in types:
             return LossParts.__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            number = args[0] if args else None
             if len(args) == 2 and not kwargs and all(map(_is_one, args)):
                 if func in _COMPUTED:
                     return func(*map(_value, args))
-                compute = _CHANGED.get(func)
-                if compute is not None and type(number) is cls and number._of._is_apart:
-                    number._of._put(number._index, compute(*map(_value, args)))
-                    return number
+                number, compute = args[0], _CHANGED.get(func)
+                if (
+                    compute is not None
+                    and type(number) is cls
+                    and type(args[1]) is not cls
+                    and number._of._stays_apart()
+                ):
+                    changed = compute(number._of._parts[number._index], _value(args[1]))
+                    if number._of._can_change(number._index, changed):
+                        number._of._put(number._index, changed)
+                        return number
             return func(*map(_plain, args), **{key: _plain(value) for key, value in kwargs.items()})
 
     def _now(self) -> torch.Tensor:
-        """Return the number, to be read."""
-        return self._of._parts[self._index] if self._of._is_apart else self._of._vector()[self._index]
+        """Return the number, to be read: of the vector, if that has a gradient that the number hasn't."""
+        vector, part = self._of, self._of._parts[self._index]
+        has_its_own = part.requires_grad or not any(other.requires_grad for other in vector._parts)
+        return part if vector._stays_apart() and has_its_own else vector._vector()[self._index]
 
 
+_OF_ZEROS = {
+    torch.Tensor.device.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.__len__,
+}
 _READS = {
     torch.Tensor.mul,
     torch.Tensor.__mul__,
     torch.Tensor.__rmul__,
     torch.Tensor.sum,
     torch.Tensor.detach,
-    torch.sum,
-    torch.mul,
 }
 _COMPUTED = {torch.Tensor.add, torch.Tensor.sub, torch.Tensor.mul, torch.Tensor.div}
 _COMPUTED |= {torch.Tensor.__add__, torch.Tensor.__sub__, torch.Tensor.__mul__, torch.Tensor.__truediv__}
@@ -161,11 +204,22 @@ _CHANGED: dict[Any, Callable[[Any, Any], Any]] = {
 }
 
 
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
 def _is_one(value: Any) -> bool:
     """Whether a value is one real number, in a tensor or not."""
     if isinstance(value, torch.Tensor):
         return type(value) is not LossParts and value.dim() == 0 and value.is_floating_point()
     return type(value) in (int, float)
+
+
+def _part(value: Any) -> Any:
+    """Return the part that a number of a vector is, and everything else as it is."""
+    if type(value) is not _Number or not value._of._stays_apart():
+        return _value(value)
+    return value._of._parts[value._index]
 
 
 def _value(value: Any) -> Any:
@@ -182,26 +236,48 @@ def _plain(value: Any) -> Any:
     return value._of._vector()[value._index] if type(value) is _Number else value
 
 
+_IN_LOSS = StashKey[bool]()
+"""Whether a loss is being computed that is all Ultralytics'."""
+
+
+@patch(
+    "ultralytics.nn.tasks:BaseModel.loss",
+    why="each part of a loss is written into one vector, through which autograd goes back in five kernels a write",
+    source="ultralytics/utils/loss.py",
+)
+def loss(run: Run, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute a loss, of Ultralytics' own parts if it is Ultralytics' own."""
+    before = run.stash.get(_IN_LOSS, False)
+    run.stash[_IN_LOSS] = is_ultralytics(run, self)
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        run.stash[_IN_LOSS] = before
+
+
 @stand_in(
     "ultralytics.utils.loss:torch",
-    why="each part of a loss is written into one vector, through which autograd goes back in five kernels a write",
+    why="the vector that a loss begins with would be one",
     everywhere=False,
 )
-def torch_of_losses(run: Any, original: Any) -> Any:
+def torch_of_losses(run: Run, original: Any) -> Any:
     """Return a stand-in for the module `torch`, whose `zeros` of a loss is a vector of parts."""
 
     @functools.wraps(original.zeros)
     def zeros(*size: Any, **kwargs: Any) -> Any:
         made = original.zeros(*size, **kwargs)
         is_loss = len(size) == 1 and type(size[0]) is int and 1 < size[0] <= _MOST and kwargs.keys() == {"device"}
-        if not is_loss or made.device.type != "xpu" or made.dtype is not torch.float32 or torch.compiler.is_compiling():
+        if not is_loss or not run.stash.get(_IN_LOSS, False):
             return made
-        return LossParts.of_zeros(made)
+        is_on_device = made.device.type == "xpu" and made.dtype is torch.float32
+        return LossParts.of_zeros(made) if is_on_device else made
 
     return like(original, zeros=zeros)
 
 
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
-    """Keep the parts of a loss apart until they are added up."""
-    return [torch_of_losses] if trainer.xpu.options[LOSS_PARTS] else []
+    """Keep the parts of a loss apart until they are added up; a compiler, which has a vector anyway, gets one."""
+    if not trainer.xpu.options[LOSS_PARTS] or getattr(trainer.args, "compile", False):
+        return []
+    return [loss, torch_of_losses]

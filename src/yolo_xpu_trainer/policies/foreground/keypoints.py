@@ -68,7 +68,7 @@ def calculate_rle_loss(
     run: Run, original: Callable[..., Any], self: Any, pred_kpt: Any, gt_kpt: Any, kpt_mask: Any, *args: Any
 ) -> Any:
     """Compute the loss with masks that remember their positions."""
-    if type(kpt_mask) is not torch.Tensor or kpt_mask.device.type != "xpu" or kpt_mask.is_inference():
+    if type(kpt_mask) is not torch.Tensor or kpt_mask.device.type != "xpu":
         return original(self, pred_kpt, gt_kpt, kpt_mask, *args)
     run.stash[_IN_LOSS] = True
     try:

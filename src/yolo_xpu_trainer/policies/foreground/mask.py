@@ -86,9 +86,9 @@ def _found(mask: KnownMask) -> torch.Tensor:
     lengths = torch.empty(len(mask), dtype=torch.long, pin_memory=True)
     lengths.copy_(mask.sum(1), non_blocking=True)
     copied = torch.xpu.Event()  # type: ignore[no-untyped-call]
-    copied.record()
+    copied.record(torch.xpu.current_stream(mask.device))
     with _waiting(mask):
-        positions = mask.nonzero()  # it waits for all that was asked for before
+        positions = mask.nonzero()  # it waits for its number, and queues are in order, so that the copy has come, too
         if not copied.query():
             copied.synchronize()
     mask._lengths = lengths

@@ -7,17 +7,15 @@ the host tells a number, a count or the places of a mask.
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeGuard
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from ...criterion import is_ultralytics
 from ...known_tensors import Answer, KnownTensor, PlainError
-from ...own_code import is_known, own_code
 from ...patches import patch
 from ...run import Run, StashKey
 
@@ -232,8 +230,6 @@ HostKnown.answers = _ANSWERS
 
 _HOST = StashKey[WeakTensorKeyDictionary]()
 """The labels as they were on the host, of those on the device, with these tensors' versions and addresses."""
-_OWN = StashKey[WeakIdKeyDictionary]()
-"""Whether all of a model's criterion is Ultralytics'."""
 IN_LOSS = StashKey[bool]()
 """Whether one of Ultralytics' own losses is being computed."""
 
@@ -279,38 +275,6 @@ def _with_hosts(run: Run, batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, **labels}
 
 
-def _is_ultralytics(run: Run, model: torch.nn.Module) -> bool:
-    """Whether nothing of users' code sees the labels between their move and the loss's end."""
-    criterion = getattr(model, "criterion", None)
-    if criterion is None:
-        return False  # it is made in the first batch
-    if _OWN not in run.stash:
-        run.stash[_OWN] = WeakIdKeyDictionary()
-    if criterion not in run.stash[_OWN]:
-        kind: Any = type(model)
-        methods = [getattr(kind, name, None) for name in ("forward", "loss")]
-        of_users = any(vars(model).get(name) for name in ("forward", "loss", "_forward_pre_hooks", "_forward_hooks"))
-        run.stash[_OWN][criterion] = not of_users and all(map(is_known, methods)) and _is_known_throughout(criterion)
-    return bool(run.stash[_OWN][criterion])
-
-
-def _is_python(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in sys.stdlib_module_names
-
-
-def _is_known_throughout(thing: Any, depth: int = 3) -> bool:
-    """Whether an object, its methods, and what it holds are Ultralytics' or PyTorch's."""
-    if isinstance(thing, torch.Tensor) or not hasattr(thing, "__dict__") or _is_python(type(thing)):
-        return True
-    methods = [m for owner in type(thing).__mro__ for m in vars(owner).values() if inspect.isfunction(m)]
-    if not is_known(type(thing)) or not all(map(is_known, methods)):
-        return False
-    if isinstance(thing, torch.nn.Module) and own_code(thing):
-        return False
-    held = [value for value in vars(thing).values() if depth and value is not thing]
-    return all(is_known(v) if inspect.isroutine(v) else _is_known_throughout(v, depth - 1) for v in held)
-
-
 @patch(
     "ultralytics.nn.tasks:BaseModel.loss",
     why="losses count and filter the labels on the device, with a sync each time, though the host had them",
@@ -318,7 +282,7 @@ def _is_known_throughout(thing: Any, depth: int = 3) -> bool:
 )
 def loss(run: Run, original: Callable[..., Any], self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute Ultralytics' own loss with labels that are known to the host."""
-    if type(batch) is not dict or not _is_ultralytics(run, self):
+    if type(batch) is not dict or not is_ultralytics(run, self):
         return original(self, batch, *args, **kwargs)
     before = run.stash.get(IN_LOSS, False)
     run.stash[IN_LOSS] = True

@@ -67,9 +67,11 @@ def pair_overlaps(
         return original(  # type: ignore[no-any-return]
             self, indices, gt_bboxes, pd_bboxes, scores, labels, pd_coef, mask_scale, proto, gt_masks
         )
+    from ultralytics.utils import tal
+
     image, label, anchor = indices
     images, anchors = self.bs, pd_bboxes.shape[1]
-    of_boxes = super(_class_of(self), self).pair_overlaps(indices, gt_bboxes, pd_bboxes)
+    of_boxes = tal.TaskAlignedAssigner.pair_overlaps(self, indices, gt_bboxes, pd_bboxes)
     metric = of_boxes.new_zeros(images, self.n_max_boxes, anchors)
     aligned = scores[image, anchor, labels[image, label, 0].long()].pow(self.alpha) * of_boxes.pow(self.beta)
     metric[indices] = aligned + self.eps
@@ -85,18 +87,11 @@ def pair_overlaps(
     order = counts.argsort(descending=True)
     chosen = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[order, : numbers[0]]
     row = order[:, None]
-    boxes = (pd_bboxes[row, chosen] * mask_scale[row]).to(pd_bboxes.dtype)
+    boxes = pd_bboxes[row, chosen] * mask_scale[row]
     of_masks = _overlaps(pd_coef[row, chosen], boxes, proto, gt_masks, order, numbers).to(of_boxes.dtype)
     place = (used.cumsum(1) - 1).clamp_(0)[image, anchor]  # among the chosen anchors of its image
     found = of_masks[order.argsort()[image], label, place]
     return (of_boxes + torch.where(is_best, found, 0)) / 2  # type: ignore[no-any-return]
-
-
-def _class_of(assigner: Any) -> Any:
-    from ultralytics.utils.tal import SegTaskAlignedAssigner
-
-    assert isinstance(assigner, SegTaskAlignedAssigner)
-    return SegTaskAlignedAssigner
 
 
 def _overlaps(
