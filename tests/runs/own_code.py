@@ -345,6 +345,21 @@ class ForegroundLoss(v8DetectionLoss):
         return assigned, loss, items
 
 
+class ScalingLoss(v8DetectionLoss):
+    """Changes the vector of its parts, with gradients and without, and keeps a number that it changes later."""
+
+    def get_assigned_targets_and_loss(self, preds: Any, batch: Any) -> Any:
+        assigned, loss, items = super().get_assigned_targets_and_loss(preds, batch)
+        loss[0] *= 2
+        with torch.no_grad():
+            self.seen = [float(part) for part in loss]
+            loss[2] *= 0.5
+        total = loss[1] + preds["scores"].float().mean()
+        loss[1] = total
+        total += 1
+        return assigned, loss, items
+
+
 class LookingLoss(v8DetectionLoss):
     """Has a layer on the feature maps, and changes predictions."""
 
@@ -382,6 +397,12 @@ class ForegroundModel(CriterionModel):
     criterion_class = ForegroundLoss
 
 
+class ScalingModel(CriterionModel):
+    """A detector whose loss changes its parts."""
+
+    criterion_class = ScalingLoss
+
+
 class LookingModel(CriterionModel):
     """A detector whose loss looks at its features."""
 
@@ -412,6 +433,13 @@ class ForegroundTrainer(_ModelTrainer):
     """Has a loss that asks the foreground for all kinds of things."""
 
     model_class = ForegroundModel
+
+
+@case
+class ScalingTrainer(_ModelTrainer):
+    """Has a loss that changes its parts."""
+
+    model_class = ScalingModel
 
 
 @case
