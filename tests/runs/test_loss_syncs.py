@@ -15,6 +15,7 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 import xpu_simulator
 from yolo_xpu_trainer import XPUDetectionTrainer, XPUOBBTrainer, hookimpl
 from yolo_xpu_trainer.policies.loss_syncs import host_labels
+from yolo_xpu_trainer.versions import torch_release
 
 from ..conftest import Train
 from ..other_plugins import registered
@@ -79,6 +80,8 @@ def test_every_tasks_loss_waits_less_and_is_the_same(train: Train, task: str, mo
     ours, _, our_losses = second_epoch(train, plain=False, xpu_log_every=1e9, **given)
     assert our_losses == their_losses
     waits = {name: sum(counts.syncs.values()) / batches for name, counts in (("plain", theirs), ("ours", ours))}
+    if task == "obb" and torch_release() < (2, 9):  # which takes a size out of a tensor with a wait, in each loss
+        most = most * 3 // 2
     assert waits["ours"] <= most + 1 / batches  # the epoch's last losses are read
     assert waits["ours"] <= 0.6 * waits["plain"]
     assert ours.h2d["pageable", "blocking"] <= 0.6 * theirs.h2d["pageable", "blocking"]
