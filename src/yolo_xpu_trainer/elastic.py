@@ -17,6 +17,7 @@ from .errors import UsageError
 from .files import AtomicPath
 from .process_group import Group
 from .ranks import Launch
+from .run_folders import folder_of
 
 __all__ = ["interrupted", "leave_note", "remove_note", "settle_folder"]
 
@@ -41,13 +42,11 @@ def settle_folder(args: Any, group: Group) -> Path | None:
     Raises:
         UsageError: Every epoch of the run is trained.
     """
-    from ultralytics.cfg import get_save_dir
-
     global _trainings
     _trainings += 1
     wanted = copy.copy(args)
     wanted.exist_ok = True
-    base = Path(get_save_dir(wanted))
+    base = folder_of(wanted)
     found = interrupted(base, group.launch)
     states = group.gather(None if found is None else (found.name, _epoch(found / "weights" / "last.pt")))
     there = [rank for rank, state in enumerate(states) if state is not None]
@@ -55,7 +54,7 @@ def settle_folder(args: Any, group: Group) -> Path | None:
         source = max(there, key=lambda rank: (states[rank][1] is not None, states[rank][1] or 0, -rank))
         name, epoch = states[source]
     else:
-        name = group.agree(Path(get_save_dir(args)).name)
+        name = group.agree(folder_of(args).name)
         epoch = None
     args.save_dir = str(base.with_name(name))
     last = Path(args.save_dir) / "weights" / "last.pt"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ultralytics.utils import files
 
 from yolo_xpu_trainer import RunFolderInUseError
 from yolo_xpu_trainer.policies import run_folder
@@ -43,6 +44,21 @@ def test_a_folder_that_another_process_trains_in_is_refused_and_stays_as_it_is(
     assert f"Process {elsewhere.pid} trains in {folder}" in str(refused.value)
     assert os.listdir(folder) == [run_folder._NAME]
     assert refused.value.process == elsewhere.pid
+
+
+def test_a_run_takes_the_folder_that_is_free_and_makes_no_other(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Ultralytics makes a folder when it is asked for one, as 8.4.0 does."""
+    original = files.increment_path
+
+    def makes_it(path: Any, exist_ok: bool = False, sep: str = "-", mkdir: bool = True) -> Any:
+        return original(path, exist_ok, sep, mkdir)
+
+    monkeypatch.setattr(files, "increment_path", makes_it)
+    trainer = train(name="new", val=False)
+    assert trainer.save_dir.name == "new"
+    assert [folder.name for folder in trainer.save_dir.parent.glob("new*")] == ["new"]
 
 
 def test_without_exist_ok_ultralytics_numbers_the_next_one(train: Train, tmp_path: Path, elsewhere: Any) -> None:

@@ -19,13 +19,13 @@ PACKAGE = Path(yolo_xpu_trainer.__file__).parent
 
 # From the bottom up: a module imports only what stands in front of it, or beside it.
 LAYERS = (
-    {"errors", "files", "launchers", "versions", "patches", "host_kernels", "own_code", "watchdog"}
+    {"errors", "files", "launchers", "versions", "patches", "host_kernels", "own_code", "watchdog", "run_folders"}
     | {"diagnosis", "known_tensors", "remedies", "staging", "telemetry"},
     {"affinity", "options", "devices", "device_errors", "ranks", "process_group", "elastic", "transfer"}
     | {"unused_gpu"},
     {"recovery"},
     {"run"},
-    {"numerics", "batches", "stopwatch"},
+    {"numerics", "batches", "stopwatch", "criterion"},
     {"hookspecs"},
     {"plugins"},
     {"upstream"},

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import RunFolderInUseError
 from ..hookspecs import hookimpl
 from ..run import Run
+from ..run_folders import folder_of
 
 __all__: list[str] = []
 
@@ -26,12 +27,10 @@ def xpu_configure(trainer: Any) -> None:
     Raises:
         RunFolderInUseError: Another process trains in it.
     """
-    from ultralytics.cfg import get_save_dir
-
     run: Run = trainer.xpu
     if run.is_worker:
         return
-    folder = Path(get_save_dir(trainer.args))
+    folder = folder_of(trainer.args)
     if (process := _owner(folder)) is not None:
         raise RunFolderInUseError(
             f"Process {process} trains in {folder}, so a second run would mix its checkpoints and results with the "
