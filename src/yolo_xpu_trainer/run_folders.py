@@ -8,13 +8,12 @@ from typing import Any
 
 from .patches import applied, patch
 
-__all__ = ["folder_of", "increment_path"]
+__all__ = ["folder_of"]
 
 
 @patch(
     "ultralytics.utils.files:increment_path",
-    why="8.4.0 makes the folder when it is asked for one, so that the run itself would take the next number; in a "
-    "search with Ultralytics alone it does",
+    why="8.4.0 makes the folder when it is asked for one, so that the run itself would take the next number",
 )
 def increment_path(original: Callable[..., Any], path: Any, *args: Any, mkdir: bool = False, **kwargs: Any) -> Any:
     """Return the path that is free, and make nothing."""

@@ -12,7 +12,6 @@ from ..options import Options
 from ..patches import Patch, applied, patch
 from ..plugins import declared_options
 from ..run import AMP_VARIABLE
-from ..run_folders import increment_path
 from .child_processes import trainings_patch
 from .model import TRAINER_VARIABLE
 
@@ -59,7 +58,7 @@ def tune(original: Callable[..., Any], self: Any, use_ray: bool = False, *args: 
     environment = handed_down(kwargs)
     # The tuner starts its processes itself, or since 8.4.90 or so by way of MultiTrainer.
     children = [trainings_patch(f"ultralytics.engine.{module}", environment) for module in ("tuner", "trainer")]
-    with applied([*children, *_resuming(kwargs), increment_path], None):
+    with applied([*children, *_resuming(kwargs)], None):
         return original(self, use_ray, *args, **kwargs)
 
 
