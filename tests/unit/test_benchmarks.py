@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CASE = Case("yolo11n", "AdamW", "fp32")
 
 
-def counted(waits: int = 2, launches: int = 900, pageable: int = 1) -> Counted:
+def counted(waits: int = 2, launches: int = 850, pageable: int = 1) -> Counted:
     """Return what a training of one step might have done."""
     step = Counts(
         launches=launches, syncs=Counter({("item", "a line"): waits}), h2d={("pageable", "blocking"): pageable}

@@ -262,7 +262,7 @@ SHOWN = {
     "wrong_batch_norm": ("batch norm, max-pool, channels_last", "e-02", "Training in NCHW"),
     "wrong_unscale": ("gradient scaler", "inf", "Training in another precision"),
     "wrong_grid_sample": ("grid_sample", "e-01", "Trainings of RT-DETR end"),
-    "wrong_softmax": ("softmax of 324, 400, 625 numbers", "e-01", "wrong"),
+    "wrong_softmax": ("softmax of 324, 400, 625 numbers", "e+00", "wrong"),
     "wrong_cumsum": ("cumsum", "% of the numbers", "wrong"),
 }
 """What `--numerics` shows of each fault: an operator, its amount, and the verdict."""

@@ -278,6 +278,7 @@ def torch_of_losses(run: Run, original: Any) -> Any:
 @hookimpl
 def xpu_patches(trainer: Any) -> list[Patch]:
     """Keep the parts of a loss apart until they are added up; a compiler, which has a vector anyway, gets one."""
-    if not trainer.xpu.options[LOSS_PARTS] or getattr(trainer.args, "compile", False):
+    arguments = getattr(trainer, "args", None)  # doctor asks without a training
+    if not trainer.xpu.options[LOSS_PARTS] or getattr(arguments, "compile", False):
         return []
     return [loss, torch_of_losses]

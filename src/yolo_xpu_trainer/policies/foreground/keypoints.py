@@ -86,7 +86,7 @@ def _is_asked() -> bool:
 
 @stand_in(
     "ultralytics.utils.loss:torch",
-    why="what is computed of `isnan` in that loss would be a mask without a memory of its positions",
+    why="the mask of finite errors, made of `isnan` in that loss, would be looked through anew at each use",
     everywhere=False,
     needed=lambda original: _is_asked(),
 )
