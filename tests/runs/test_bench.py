@@ -380,7 +380,7 @@ def test_a_switch_reaches_the_training(
     xpu: torch.device, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = ("CAST_WEIGHTS", "PIN_MEMORY", "NON_BLOCKING", "FUSED_OPTIMIZER", "PREFETCH", "FEWER_SYNCS")
-    for name in (*others, "FOREGROUND_ONCE", "HOST_COUNTERS"):
+    for name in (*others, "FOREGROUND_ONCE", "HOST_COUNTERS", "LOSS_PARTS"):
         monkeypatch.setenv(f"YOLO_XPU_{name}", "1")
     monkeypatch.setattr(synthetic_data, "MIN_IMAGES", 1)
     seen: list[tuple[str, bool, bool]] = []
