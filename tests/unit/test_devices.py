@@ -437,8 +437,9 @@ def test_an_xpu_that_cannot_be_initialized_is_no_missing_driver(build: Build, mo
 
     for mask in ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"):
         monkeypatch.delenv(mask, raising=False)
-    monkeypatch.setattr(torch.xpu, "init", init)
-    error = refused(build, "xpu")
+    with monkeypatch.context() as patched:  # the device is initialized again when it is taken down
+        patched.setattr(torch.xpu, "init", init)
+        error = refused(build, "xpu")
     assert type(error) is NoXPUError
     assert text in str(error)
     assert "torch.xpu.init()" in str(error)
