@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from .patches import applied, patch
 
 __all__ = ["folder_of"]
+
+_ASKING = threading.Lock()
 
 
 @patch(
@@ -29,5 +32,5 @@ def folder_of(args: Any) -> Path:
     """
     from ultralytics.cfg import get_save_dir
 
-    with applied([increment_path], None):
+    with _ASKING, applied([increment_path], None):
         return Path(get_save_dir(args))

@@ -113,18 +113,23 @@ class LossParts(torch.Tensor):
         self._versions[index] = _version(self._parts[index])
         self._whole = None
 
-    def _joined(self) -> torch.Tensor:
-        """Return the vector, for reading.
+    def _part(self, index: int) -> torch.Tensor:
+        """Return a part.
 
         Raises:
-            RuntimeError: A number was changed after it was written, which the vector would not notice.
+            RuntimeError: It was changed after it was written, which a vector would not notice.
         """
+        part, at = self._parts[index], self._versions[index]
+        if at is not None and _version(part) != at:
+            raise RuntimeError("a part of a loss was changed after it was written")
+        return part
+
+    def _joined(self) -> torch.Tensor:
+        """Return the vector, for reading."""
         if self._whole is None:
-            now = [None if at is None else _version(part) for part, at in zip(self._parts, self._versions, strict=True)]
-            if now != self._versions:
-                raise RuntimeError("a part of a loss was changed after it was written")
+            parts = [self._part(index) for index in range(len(self._parts))]
             with torch.inference_mode(False), torch.enable_grad():  # what reads it later may want gradients
-                self._whole = torch.stack(self._parts)
+                self._whole = torch.stack(parts)
             self._whole_at = _version(self._whole)
         return self._whole
 
@@ -164,7 +169,7 @@ class _Number(torch.Tensor):
                     and type(args[1]) is not cls
                     and number._of._stays_apart()
                 ):
-                    changed = compute(number._of._parts[number._index], _value(args[1]))
+                    changed = compute(number._of._part(number._index), _value(args[1]))
                     if number._of._can_change(number._index, changed):
                         number._of._put(number._index, changed)
                         return number
@@ -172,7 +177,7 @@ class _Number(torch.Tensor):
 
     def _now(self) -> torch.Tensor:
         """Return the number, to be read: of the vector, if that has a gradient that the number hasn't."""
-        vector, part = self._of, self._of._parts[self._index]
+        vector, part = self._of, self._of._part(self._index)
         has_its_own = part.requires_grad or not any(other.requires_grad for other in vector._parts)
         return part if vector._stays_apart() and has_its_own else vector._vector()[self._index]
 
@@ -219,7 +224,7 @@ def _part(value: Any) -> Any:
     """Return the part that a number of a vector is, and everything else as it is."""
     if type(value) is not _Number or not value._of._stays_apart():
         return _value(value)
-    return value._of._parts[value._index]
+    return value._of._part(value._index)
 
 
 def _value(value: Any) -> Any:
