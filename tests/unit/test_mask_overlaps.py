@@ -68,7 +68,9 @@ def test_targets_are_those_of_ultralytics(
     for one, other in zip(seen, expected, strict=True):
         assert torch.equal(one, other)
     assert sum(counts.syncs.values()) == 2  # for the pairs, and for how many anchors each image has
-    assert counts.launches < before.launches or sum(before.syncs.values()) < 5
+    if candidates := sum(before.syncs.values()) > 2:  # else Ultralytics has no mask to compare, either
+        assert counts.launches < before.launches
+    assert candidates is (tal.TaskAlignedAssigner.select_candidates_in_gts is not _none)
 
 
 def _none(self: Any, xy_centers: torch.Tensor, gt_bboxes: torch.Tensor, *args: Any) -> torch.Tensor:

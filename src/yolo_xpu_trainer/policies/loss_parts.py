@@ -77,7 +77,7 @@ class LossParts(torch.Tensor):
                 if func is torch.Tensor.__getitem__ and vector._has(args[1]):
                     return _Number.at(vector, args[1])
                 if func is torch.Tensor.__setitem__ and vector._has(args[1]) and vector._takes(args[1], args[2]):
-                    return vector._put(args[1], _part(args[2]))
+                    return vector._put(args[1], _written(args[2]))
                 if func in _READS:
                     vector._is_shared |= func is torch.Tensor.detach
                     return func(vector._joined(), *map(_plain, args[1:]))
@@ -98,9 +98,7 @@ class LossParts(torch.Tensor):
             return False
         if value.dim() or not value.is_floating_point() or value.device != self._parts[0].device:
             return False
-        is_itself = (
-            type(value) is _Number and value._of is self and value._index % len(self._parts) == index % len(self._parts)
-        )
+        is_itself = type(value) is _Number and value._of is self and value._index == index % len(self._parts)
         return self._can_change(index, value) and (is_itself or not self._parts[index].requires_grad)
 
     def _can_change(self, index: int, value: torch.Tensor) -> bool:
@@ -149,7 +147,7 @@ class _Number(torch.Tensor):
     @classmethod
     def at(cls, vector: LossParts, index: int) -> _Number:
         made: _Number = vector._parts[index].as_subclass(cls)  # type: ignore[no-untyped-call]
-        made._of, made._index = vector, index
+        made._of, made._index = vector, index % len(vector._parts)
         return made
 
     @classmethod
@@ -220,7 +218,7 @@ def _is_one(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _part(value: Any) -> Any:
+def _written(value: Any) -> Any:
     """Return the part that a number of a vector is, and everything else as it is."""
     if type(value) is not _Number or not value._of._stays_apart():
         return _value(value)
